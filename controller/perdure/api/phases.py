@@ -1,0 +1,110 @@
+"""Phases of a runtime and the table of edges between them; the documentation's diagram is generated from this table."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Phase(StrEnum):
+    """What a person sees in the PHASE column."""
+
+    PENDING = "Pending"
+    """Not bound to a node yet, or bound and waiting for something that is named in a condition."""
+    CREATING = "Creating"
+    RESTORING = "Restoring"
+    RUNNING = "Running"
+    STOPPING = "Stopping"
+    STOPPED = "Stopped"
+    REMOVED = "Removed"
+    PRESERVING = "Preserving"
+    PURGING = "Purging"
+    FAILED = "Failed"
+    """The user's spec is wrong: an edit resumes it."""
+    BLOCKED = "Blocked"
+    """Data is at stake: only a person's decision resumes it; the condition says which."""
+
+
+END_PHASES = frozenset({Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED})
+"""Published at once; every other phase only if it lasts."""
+
+_ANY_LIVE = frozenset(
+    {
+        Phase.PENDING,
+        Phase.CREATING,
+        Phase.RESTORING,
+        Phase.RUNNING,
+        Phase.STOPPING,
+        Phase.STOPPED,
+        Phase.REMOVED,
+        Phase.FAILED,
+        Phase.BLOCKED,
+    }
+)
+
+EDGES: dict[Phase, frozenset[Phase]] = {
+    Phase.PENDING: frozenset(
+        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+    ),
+    Phase.CREATING: frozenset(
+        {
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+            Phase.PENDING,
+        }
+    ),
+    Phase.RESTORING: frozenset(
+        {Phase.CREATING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED, Phase.PENDING}
+    ),
+    Phase.RUNNING: frozenset(
+        {Phase.CREATING, Phase.STOPPING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+    ),
+    Phase.STOPPING: frozenset(
+        {Phase.CREATING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+    ),
+    Phase.STOPPED: frozenset(
+        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+    ),
+    Phase.REMOVED: frozenset(
+        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPED, Phase.FAILED, Phase.BLOCKED}
+    ),
+    Phase.FAILED: frozenset(
+        {
+            Phase.PENDING,
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.BLOCKED,
+        }
+    ),
+    Phase.BLOCKED: frozenset(
+        {
+            Phase.PENDING,
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.FAILED,
+        }
+    ),
+    # A deletion can begin anywhere and never turns back; Preserve may become Purge.
+    Phase.PRESERVING: frozenset({Phase.PURGING}),
+    Phase.PURGING: frozenset({Phase.PRESERVING}),
+}
+
+for _phase in _ANY_LIVE:
+    EDGES[_phase] |= {Phase.PRESERVING, Phase.PURGING}
+
+
+def may_follow(before: Phase | None, after: Phase) -> bool:
+    """Whether `after` may be published when `before` was; anything may be first, and a phase may be repeated."""
+    return before is None or before == after or after in EDGES[before]
