@@ -6,7 +6,7 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-_SUFFIXES = {
+_SUFFIXES: dict[str, int | Fraction] = {
     "": 1,
     "n": Fraction(1, 10**9),
     "u": Fraction(1, 10**6),

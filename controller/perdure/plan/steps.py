@@ -1,0 +1,212 @@
+"""What can be done to a runtime, as values. The executor knows how; each step may be repeated without harm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from perdure.api.conditions import Reason
+from perdure.api.names import ContainerId, SnapshotKey
+from perdure.api.phases import Phase
+from perdure.api.runtime import PullPolicy, RuntimeStatus
+from perdure.plan.world import ArchiveFacts, Exit, Halted, ImageFacts, Op, Outcome, Record, SnapshotFacts, Source
+
+
+class Ground(StrEnum):
+    """Why a snapshot may be removed."""
+
+    ARCHIVED = "archived"
+    """A verified archive of exactly this snapshot is in the catalogue."""
+    PURGE = "purge"
+    """A person asked for it."""
+    NEVER_STARTED = "never_started"
+    """No task ever ran on it: nothing in it is a container's, and what was being restored into it is still archived."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Commit the intent row of an operation.
+
+    `durable`: in the ledger itself and with its lease, not in the journal alone.
+    """
+
+    op: Op
+    source: Source
+    durable: bool
+    before: Phase | None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Close the open operation."""
+
+    outcome: Outcome
+    after: Phase
+    message: str = ""
+    release: bool = False
+    """Also say in the ledger that this life is over, which lets the controller take the finalizer off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Journal a new record; nothing else happens."""
+
+    record: Record
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop the record of a life that is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnsureImage:
+    image: str
+    policy: PullPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class PrepareWorkspace:
+    """Journal, lease, then snapshot, with the gate in place from the first instant if something is to be restored."""
+
+    key: SnapshotKey
+    n: int
+    image: ImageFacts
+    gate: ArchiveFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptSnapshot:
+    """Take a pinned snapshot of this uid, whose record or container was lost, as the workspace."""
+
+    snapshot: SnapshotFacts
+    gate: ArchiveFacts | None
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreWorkspace:
+    key: SnapshotKey
+    archive: ArchiveFacts
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSandbox:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSandbox:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class CreateContainer:
+    """Make the container record, or bring it to this spec; only while it has no task."""
+
+    key: SnapshotKey
+    image: ImageFacts
+    spec_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartTask:
+    container: ContainerId
+    key: SnapshotKey
+
+
+@dataclass(frozen=True, slots=True)
+class StopTask:
+    """The stop signal, the grace period, SIGKILL, a bounded wait."""
+
+    container: ContainerId
+    signal: str
+    grace_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReapTask:
+    """Journal how the main process ended and what the policy says, then delete the task."""
+
+    container: ContainerId
+    exit: Exit | None
+    """None: there is no task any more to read it from."""
+    failures_in_row: int
+    next_start_at: float | None
+    halted: Halted | None
+    restarts: int
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveContainer:
+    container: ContainerId
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStore:
+    """Preflight before anything is stopped: the store is writable and has room."""
+
+    key: SnapshotKey
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveWorkspace:
+    key: SnapshotKey
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveWorkspace:
+    key: SnapshotKey
+    ground: Ground
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeArchives:
+    """Every archive of the identity that is not marked to be retained; then list again to prove it."""
+
+
+Step = (
+    Begin
+    | Finish
+    | Note
+    | Forget
+    | EnsureImage
+    | PrepareWorkspace
+    | AdoptSnapshot
+    | RestoreWorkspace
+    | CreateSandbox
+    | RemoveSandbox
+    | CreateContainer
+    | StartTask
+    | StopTask
+    | ReapTask
+    | RemoveContainer
+    | CheckStore
+    | ArchiveWorkspace
+    | RemoveWorkspace
+    | PurgeArchives
+)
+
+DESTRUCTIVE = (RemoveWorkspace, PurgeArchives)
+"""Steps after which data is not where it was: they need every ground of the second promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Why nothing is done now although something is wanted. `until` None: an event will come."""
+
+    reason: Reason
+    message: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do next. The steps of one plan are independent of each other and may run at the same time; after them
+    the world is looked at again. No steps = nothing to do until `wake_at` (or an event)."""
+
+    steps: tuple[Step, ...] = ()
+    status: RuntimeStatus | None = None
+    """None: nobody to show it to, or nothing certain to say."""
+    wake_at: float | None = None
+    waiting: Waiting | None = None

@@ -1,0 +1,311 @@
+"""What the planner is told: facts seen at the engine, the sandbox and the ledger, and the node's own record.
+
+Adapters fill these in, the planner reads them, nobody changes them. Times are seconds since the epoch (UTC).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from perdure.api.conditions import Reason
+from perdure.api.names import ChainId, ContainerId, Kind, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.phases import Phase
+from perdure.api.runtime import Runtime
+from perdure.plan.certainty import Certain, Unknown
+
+# ---------------------------------------------------------------------------------------------- seen at the engine
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """An image that is on the node, unpacked, for this platform. Source: OCI image-spec config.md."""
+
+    name: str
+    digest: str
+    chain_id: ChainId
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFacts:
+    """An active snapshot of ours; everything but `key` and `chain_id` was read from its labels."""
+
+    key: SnapshotKey
+    n: int
+    chain_id: ChainId
+    """The parent that it really stands on."""
+    image: str
+    image_digest: str
+    gate: int | None
+    """Sequence of the archive whose restore was not finished, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    id: ContainerId
+    snapshot_key: SnapshotKey
+    spec_hash: str
+
+
+class TaskState(StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a main process ended. `code` None: the engine lost it."""
+
+    code: int | None
+    at: float
+    oom: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    state: TaskState
+    pid: int
+    exit: Exit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFacts:
+    """The network namespace (and later the address) that a runtime's container joins."""
+
+    netns: str
+    address: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------- known to the ledger
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFacts:
+    """One verified archive, as the catalogue has it. `sequence` orders archives; clocks do not."""
+
+    sequence: int
+    kind: Kind
+    namespace: str
+    name: str
+    uid: Uid
+    store: str
+    node_id: NodeId | None
+    """The only node that can read it, for a local store."""
+    snapshot_key: SnapshotKey
+    image: str
+    image_digest: str
+    chain_id: ChainId
+    sha256: str
+    bytes: int
+    entries: int
+    uncompressed_bytes: int
+    empty: bool
+    retain: bool = False
+    object_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerFacts:
+    """What the ledger says about one life (uid) and its identity."""
+
+    data_seen: SnapshotKey | None = None
+    """A snapshot that this uid is known to have had."""
+    released: bool = False
+    latest: ArchiveFacts | None = None
+    """What `restore.policy: Latest` means: the newest verified, non-empty archive of the identity."""
+    named: ArchiveFacts | None = None
+    """The archive that `restore.archive` names, in this namespace."""
+    unarchived: tuple[Uid, ...] = ()
+    """Other lives of the identity whose data is known and neither archived nor purged."""
+
+
+# ---------------------------------------------------------------------------------------------- the node's own record
+
+
+class Op(StrEnum):
+    START = "start"
+    STOP = "stop"
+    RESTART = "restart"
+    CLEANUP = "cleanup_container"
+    RESTORE = "restore"
+    PRESERVE = "preserve"
+    PURGE = "purge"
+    ADOPT = "adopt"
+    DISPOSE = "dispose"
+
+
+class Source(StrEnum):
+    """Who wanted it."""
+
+    KUBECTL = "kubectl"
+    AUTO_RECONCILE = "auto_reconcile"
+    NODE_EVENT = "node_event"
+
+
+class Outcome(StrEnum):
+    SUCCESS = "success"
+    FAILURE = "failure"
+    SUPERSEDED = "superseded"
+    """Given up because something else was wanted before it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOperation:
+    """The one operation that is under way; its intent row is committed."""
+
+    id: OperationId
+    op: Op
+    source: Source
+    started_at: float
+    before: Phase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """One writable layer, whose life is ours."""
+
+    key: SnapshotKey
+    n: int
+    image: str
+    image_digest: str
+    chain_id: ChainId
+    prepared: bool = False
+    """The engine confirmed it once. Not there and not prepared = never made; not there and prepared = missing."""
+    gate: ArchiveFacts | None = None
+    """Restore this before any task may start."""
+    restored_from: str | None = None
+    ever_started: bool = False
+    """Journalled before the first task starts: until then nothing of a container's can be in it."""
+    archived: ArchiveFacts | None = None
+    """A verified archive of exactly this snapshot as it is now; cleared (and journalled) before any later start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Halted:
+    """The main process ended and the restart policy leaves it so."""
+
+    reason: Reason
+    spec_hash: str
+    """A change of what is run lifts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Everything about one life that must survive the agent; one line of the node journal."""
+
+    ref: RuntimeRef
+    newest_n: int = 0
+    workspace: Workspace | None = None
+    operations: int = 0
+    """How many were begun: the next one's id is made from it."""
+    operation: OpenOperation | None = None
+    phase: Phase | None = None
+    """After the last finished operation."""
+    started_at: float | None = None
+    stopped_at: float | None = None
+    running: bool = False
+    """A task was started and its end has not been recorded yet."""
+    restarts: int = 0
+    failures_in_row: int = 0
+    next_start_at: float | None = None
+    last_exit: Exit | None = None
+    halted: Halted | None = None
+    deletion_seen: bool = False
+    """The object was seen Terminating: from then on its absence means that it was deleted."""
+    force_released: bool = False
+    released: bool = False
+    """The ledger has it that this life is over: data archived, purged, or never there."""
+
+
+# ---------------------------------------------------------------------------------------------- desired
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The object is there and is to live."""
+
+    runtime: Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Terminating:
+    """The object is there and is being deleted: only `deletionPolicy` and force-release are read."""
+
+    runtime: Runtime
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The API server said 404, or showed another uid under the name, when asked for exactly this object."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """Not in the cache, and nobody proved that it is gone."""
+
+    why: str
+
+
+Desired = Wanted | Terminating | Gone | Unseen
+
+
+# ---------------------------------------------------------------------------------------------- all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The last attempt at this runtime failed. Kept in memory by the worker until a success or a new generation."""
+
+    reason: Reason
+    message: str
+    step: str
+    user_error: bool
+    """Only an edit of the spec (or of what it names) helps."""
+    blocks_data: bool
+    """Only a person's decision about the data helps."""
+    retry_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Nothing destructive is done on this node at all until a person has looked."""
+
+    reason: Reason
+    message: str
+
+
+_NOT_LOOKED = Unknown("nobody looked")
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One look at the node. The default of each is that nobody looked."""
+
+    container: Certain[ContainerFacts] = _NOT_LOOKED
+    task: Certain[TaskFacts] = _NOT_LOOKED
+    snapshots: Certain[tuple[SnapshotFacts, ...]] = _NOT_LOOKED
+    """With a workspace in the record: that one snapshot or none. Without: every snapshot whose label has the uid."""
+    sandbox: Certain[SandboxFacts] = _NOT_LOOKED
+    image: Certain[ImageFacts] = _NOT_LOOKED
+    """Looked up only when a container is to be made or the image's name changed."""
+    ledger: Certain[LedgerFacts] = _NOT_LOOKED
+    """Asked only when a decision about data is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """The planner's whole input, but for `now`."""
+
+    ref: RuntimeRef
+    desired: Desired
+    observed: Observed
+    record: Record
+    failure: Failure | None = None
+    freeze: Freeze | None = None

@@ -1,0 +1,1 @@
+"""The loop: keyed queue, worker, executor, and the ports that they drive."""
