@@ -1,0 +1,53 @@
+"""How reading commands print: a table for people, JSON for programs. Imports rich only when there is a table."""
+
+from __future__ import annotations
+
+import json
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+_UNLIMITED_COLUMNS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """Text in a table, and rich's name of a colour for it."""
+
+    text: str
+    style: str = ""
+
+
+def print_json(value: Any) -> None:
+    """One document, indented, with a line end."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+    """As kubectl prints: a heading in capitals, no lines. On a terminal the last column wraps; a pipe gets whole lines.
+
+    Nothing in a cell is markup or an escape sequence: names and messages come from others.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = _UNLIMITED_COLUMNS
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for column in columns:
+        last = column is columns[-1]
+        table.add_column(column, no_wrap=not last, overflow="fold" if last else "ellipsis")
+    for row in rows:
+        table.add_row(*(Text(printable(cell.text), style=cell.style) for cell in row))
+    console.print(table)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without what a terminal would obey: control, format and unassigned characters become ·."""
+    return "".join("·" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.splitlines()))
