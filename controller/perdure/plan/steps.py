@@ -113,6 +113,9 @@ class CreateContainer:
 class StartTask:
     container: ContainerId
     key: SnapshotKey
+    refresh: ImageFacts | None = None
+    """Resolve the environment again first: a changed Secret counts from the next start."""
+    spec_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,8 @@ class StopTask:
     container: ContainerId
     signal: str
     grace_seconds: float
+    preflight: SnapshotKey | None = None
+    """Check first that the store can take an archive of this snapshot: what cannot be kept is not stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +145,6 @@ class ReapTask:
 @dataclass(frozen=True, slots=True)
 class RemoveContainer:
     container: ContainerId
-
-
-@dataclass(frozen=True, slots=True)
-class CheckStore:
-    """Preflight before anything is stopped: the store is writable and has room."""
-
-    key: SnapshotKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +179,6 @@ Step = (
     | StopTask
     | ReapTask
     | RemoveContainer
-    | CheckStore
     | ArchiveWorkspace
     | RemoveWorkspace
     | PurgeArchives
@@ -202,8 +199,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to do next. The steps of one plan are independent of each other and may run at the same time; after them
-    the world is looked at again. No steps = nothing to do until `wake_at` (or an event)."""
+    """What to do next.
+
+    A `Begin` or `Note` is done before the other steps of its plan; the others are independent of each other and may run
+    at the same time. After them the world is looked at again. No steps = nothing to do until `wake_at` (or an event).
+    """
 
     steps: tuple[Step, ...] = ()
     status: RuntimeStatus | None = None

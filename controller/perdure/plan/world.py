@@ -124,6 +124,8 @@ class LedgerFacts:
     """The archive that `restore.archive` names, in this namespace."""
     unarchived: tuple[Uid, ...] = ()
     """Other lives of the identity whose data is known and neither archived nor purged."""
+    purgeable: tuple[int, ...] = ()
+    """Sequences of the identity's archives (any state but purged) that are not marked to be retained."""
 
 
 # ---------------------------------------------------------------------------------------------- the node's own record
@@ -294,7 +296,9 @@ class Observed:
     """With a workspace in the record: that one snapshot or none. Without: every snapshot whose label has the uid."""
     sandbox: Certain[SandboxFacts] = _NOT_LOOKED
     image: Certain[ImageFacts] = _NOT_LOOKED
-    """Looked up only when a container is to be made or the image's name changed."""
+    """The image that the workspace stands on (without one: that the spec names); looked up only if no task runs."""
+    wanted_image: Certain[ImageFacts] = _NOT_LOOKED
+    """The image that the spec names, looked up only if the workspace stands on one of another name."""
     ledger: Certain[LedgerFacts] = _NOT_LOOKED
     """Asked only when a decision about data is due."""
 

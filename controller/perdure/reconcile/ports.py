@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -212,6 +213,9 @@ class Engine(Protocol):
 
     async def open_gate(self, key: SnapshotKey) -> None:
         """Take the restore-pending label off. Not there: nothing."""
+
+    async def usage(self, key: SnapshotKey) -> int:
+        """Bytes in the writable layer."""
 
     async def layer(self, key: SnapshotKey) -> Layer:
         """Where the layer is. Refuses (`EngineRefused`) while any task runs on the snapshot."""
@@ -424,7 +428,17 @@ class AgentLedger(Protocol):
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         """Verified archives of the identity (readable on `node`, if given), oldest first."""
 
-    async def mark_purged(self, sequence: int, lease: Lease) -> None: ...
+    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
+        """Archives of the identity in any state but purged, without those to be retained; wherever they are."""
+
+    async def mark_purging(self, sequence: int, lease: Lease) -> None:
+        """A person wants it gone; the agent of the node that holds it deletes it."""
+
+    async def purging(self, node: NodeId) -> Sequence[ArchiveFacts]:
+        """What other nodes' purges left for this one to delete."""
+
+    async def mark_purged(self, sequence: int) -> None:
+        """The bytes are gone: proven by listing the store. Only from `purging`."""
 
     async def quarantine(self, sequence: int, why: str) -> None:
         """Never restored, never deleted from now on."""
@@ -475,6 +489,16 @@ class ControllerLedger(Protocol):
 # ---------------------------------------------------------------------------------------------- Kubernetes
 
 
+class Objects(Protocol):
+    """The cache of objects: latest version wins, whoever brought it."""
+
+    def get(self, uid: Uid) -> Runtime | None: ...
+
+    def put(self, runtime: Runtime) -> None: ...
+
+    def uids(self) -> Sequence[Uid]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class NamespaceFacts:
     uid: NamespaceUid
@@ -508,3 +532,29 @@ class Cluster(Protocol):
         """One Event. Best effort: failures are counted and logged, not raised."""
 
     async def report_node(self, name: NodeName, status: NodeStatus) -> None: ...
+
+
+class Published(StrEnum):
+    """What became of a RuntimeArchive that was to be created."""
+
+    DONE = "done"
+    NAMESPACE_GONE = "namespace_gone"
+    """The namespace is going or gone and takes no new objects: the ledger row alone is the record."""
+
+
+class ControllerCluster(Protocol):
+    """What the controller asks of the API server. Raises `ApiUnavailable`, `StatusConflict`."""
+
+    async def get_namespace(self, name: str) -> NamespaceFacts | None: ...
+
+    async def bind(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace_uid: NamespaceUid) -> Runtime:
+        """Finalizer and the three binding labels in one merge patch, with resourceVersion."""
+
+    async def release(self, runtime: Runtime) -> None:
+        """Take our finalizer off, and only ours. Already off, or the object gone: nothing."""
+
+    async def publish_archive(self, archive: ArchiveFacts) -> Published: ...
+
+    async def unpublish_archive(self, archive: ArchiveFacts) -> None: ...
+
+    async def write_status(self, runtime: Runtime, status: RuntimeStatus) -> Runtime: ...

@@ -1,0 +1,104 @@
+"""Where a new workspace's data comes from: an archive, nothing, or no decision while something is not certain.
+
+Asked once per life, before the first snapshot is made. "Nothing" is the only dangerous answer, so it needs proof that
+there never was anything: no status, no ledger row, no archive, no unarchived predecessor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perdure.api.conditions import Reason
+from perdure.api.phases import Phase
+from perdure.api.runtime import RestorePolicy, Runtime
+from perdure.plan.certainty import Certain, Present
+from perdure.plan.world import ArchiveFacts, LedgerFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Proven: there is nothing to bring back, or a person asked for nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class FromArchive:
+    archive: ArchiveFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    reason: Reason
+    message: str
+    phase: Phase
+
+
+Choice = Fresh | FromArchive | Undecided
+
+
+def choose(runtime: Runtime, ledger: Certain[LedgerFacts]) -> Choice:
+    """The source for the first workspace of this life."""
+    if runtime.status.snapshot_key is not None:
+        return _missing(runtime.status.snapshot_key, "its status")
+    match ledger:
+        case Present(it=facts):
+            return _choose_knowing(runtime, facts)
+        case _:
+            if runtime.spec.restore.policy is RestorePolicy.NONE:
+                return Fresh()
+            return Undecided(
+                Reason.LEDGER_UNAVAILABLE,
+                "the ledger cannot be asked whether there is data to bring back, so nothing is started yet",
+                Phase.PENDING,
+            )
+
+
+def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
+    if facts.data_seen is not None:
+        return _missing(facts.data_seen, "the ledger")
+    if facts.released:
+        return Undecided(
+            Reason.IDENTITY_CHANGED,
+            "the ledger says that this life ended: the cluster or the ledger was restored to another day",
+            Phase.BLOCKED,
+        )
+    restore = runtime.spec.restore
+    match restore.policy:
+        case RestorePolicy.NONE:
+            return Fresh()
+        case RestorePolicy.ARCHIVE:
+            if facts.named is None:
+                return Undecided(
+                    Reason.ARCHIVE_NOT_FOUND,
+                    f"no verified RuntimeArchive {restore.archive!r} in namespace {runtime.namespace}; "
+                    f"`kubectl get runtimearchives -n {runtime.namespace}` lists what there is",
+                    Phase.FAILED,
+                )
+            return _if_here(runtime, facts.named)
+        case RestorePolicy.LATEST:
+            if facts.unarchived:
+                return Undecided(
+                    Reason.ORPHAN_PENDING,
+                    f"data of an earlier {runtime.kind} {runtime.name} (uid {facts.unarchived[0]}) is not archived "
+                    "yet; it is waited for. restore.policy: None starts without it",
+                    Phase.PENDING,
+                )
+            return _if_here(runtime, facts.latest) if facts.latest is not None else Fresh()
+
+
+def _if_here(runtime: Runtime, archive: ArchiveFacts) -> Choice:
+    if archive.node_id is None or archive.node_id == runtime.node_id:
+        return FromArchive(archive)
+    return Undecided(
+        Reason.ARCHIVE_NOT_REACHABLE,
+        f"archive {archive.sequence} is in the local store of another node ({archive.node_id})",
+        Phase.PENDING,
+    )
+
+
+def _missing(key: str, witness: str) -> Undecided:
+    return Undecided(
+        Reason.DATA_MISSING,
+        f"{witness} shows that this runtime had data (snapshot {key}), and it is not on this node. Nothing is started "
+        "on fresh data. To go on from the last archive, delete the object and create it again",
+        Phase.BLOCKED,
+    )

@@ -1,0 +1,325 @@
+"""The plan for an object that is being deleted, and for one that is gone: archive first, verify, then remove.
+
+While an object is Terminating only `deletionPolicy` and force-release are read. What cannot be proven waits: a deletion
+that hangs with a reason is a nuisance, data that is gone is a loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.names import Uid
+from perdure.api.phases import Phase
+from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
+from perdure.plan import first_rules
+from perdure.plan.certainty import Present
+from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
+from perdure.plan.scene import Rule, Scene
+from perdure.plan.steps import (
+    AdoptSnapshot,
+    ArchiveWorkspace,
+    Finish,
+    Forget,
+    Ground,
+    Note,
+    Plan,
+    PurgeArchives,
+    RemoveWorkspace,
+)
+from perdure.plan.stopping import remove_container_and_sandbox, stop_and_reap
+from perdure.plan.view import StatusDraft, archive_name
+from perdure.plan.world import LedgerFacts, Op, Outcome, Record, Source, World
+
+LEDGER_RETRY_SECONDS = 5.0
+_GONE = "gone"
+
+
+def plan_deletion(world: World, runtime: Runtime, now: float) -> Plan:
+    """The plan for a Terminating object."""
+    return _first_answer(_RULES, Scene(world, runtime, now, StatusDraft(world, runtime)))
+
+
+def plan_gone(world: World, now: float) -> Plan:
+    """The plan for a life whose object is proven gone. Only a deletion that was seen and journalled is acted on."""
+    record = world.record
+    if not record.deletion_seen:
+        return Plan()
+    ghost = _ghost(record)
+    scene = Scene(world, ghost, now, StatusDraft(world, ghost))
+    return replace(_first_answer(_RULES_WHEN_GONE, scene), status=None)
+
+
+def _first_answer(rules: tuple[Rule, ...], scene: Scene) -> Plan:
+    for rule in rules:
+        plan = rule(scene)
+        if plan is not None:
+            return plan
+    return Plan()
+
+
+def _ghost(record: Record) -> Runtime:
+    """A stand-in for an object that is gone: its name, and defaults for what only the object knew."""
+    ref = record.ref
+    return Runtime(
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        uid=Uid(ref.uid),
+        generation=0,
+        resource_version="",
+        labels={},
+        annotations={},
+        finalizers=(),
+        deletion_timestamp=_GONE,
+        creation_timestamp="",
+        spec=RuntimeSpec(image=""),
+        status=RuntimeStatus(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- what comes first
+
+
+def _deletion_is_journalled(scene: Scene) -> Plan | None:
+    """From here on the object's absence means that it was deleted."""
+    if scene.record.deletion_seen:
+        return None
+    return scene.do(Note(replace(scene.record, deletion_seen=True), "the object is Terminating"))
+
+
+def _force_release(scene: Scene) -> Plan | None:
+    """A person gave the object up: its container goes, its data stays pinned, the controller lets the object go."""
+    record = scene.record
+    if scene.runtime.force_release is not None and not record.force_released:
+        return scene.do(Note(replace(record, force_released=True), "a person released the object by force"))
+    if not record.force_released:
+        return None
+    stopping = stop_and_reap(scene, Op.CLEANUP, Source.KUBECTL)
+    if stopping is not None:
+        return stopping
+    removing = remove_container_and_sandbox(scene)
+    if removing:
+        return scene.under(Op.CLEANUP, Source.KUBECTL, *removing)
+    done = closing(record, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
+    return Plan(steps=(done,) if done else ())
+
+
+def _released(scene: Scene) -> Plan | None:
+    """The ledger has it that this life is over: the controller takes the finalizer off."""
+    if not scene.record.released:
+        return None
+    workspace = scene.workspace
+    archived = workspace.archived if workspace else None
+    if archived is not None:
+        scene.draft.set(ConditionType.PRESERVED, Truth.TRUE, Reason.ARCHIVED, archive_name(archived))
+    else:
+        scene.draft.set(ConditionType.PRESERVED, Truth.TRUE, Reason.NOTHING_TO_PRESERVE)
+    scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.DELETING)
+    scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, Reason.DELETING)
+    return Plan(status=scene.draft.build(scene.record.phase or Phase.PRESERVING))
+
+
+def _released_and_gone(scene: Scene) -> Plan | None:
+    return Plan(steps=(Forget(),)) if scene.record.released else None
+
+
+def _frozen(scene: Scene) -> Plan | None:
+    freeze = scene.world.freeze
+    if freeze is None:
+        return None
+    scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, freeze.reason, freeze.message)
+    return scene.wait(freeze.reason, freeze.message, phase=_phase(scene))
+
+
+def _failed_lately(scene: Scene) -> Plan | None:
+    failure = scene.world.failure
+    if failure is None or scene.now >= failure.retry_at:
+        return None
+    scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, failure.reason, failure.message)
+    phase = Phase.BLOCKED if failure.blocks_data else _phase(scene)
+    return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)
+
+
+def _op(scene: Scene) -> Op:
+    """Purge once its intent is committed, whatever the policy says later; until then what the policy says now."""
+    operation = scene.record.operation
+    if operation is not None and operation.op is Op.PURGE:
+        return Op.PURGE
+    if scene.runtime.deletion_timestamp == _GONE:
+        return Op.PRESERVE if operation is not None and operation.op is Op.PRESERVE else Op.DISPOSE
+    return Op.PURGE if scene.runtime.spec.deletion_policy is DeletionPolicy.PURGE else Op.PRESERVE
+
+
+def _phase(scene: Scene) -> Phase:
+    return TRANSIENT_PHASE[_op(scene)]
+
+
+def _source(scene: Scene) -> Source:
+    return Source.AUTO_RECONCILE if _op(scene) is Op.DISPOSE else Source.KUBECTL
+
+
+# ---------------------------------------------------------------------------------------------- Purge
+
+
+def _purge(scene: Scene) -> Plan | None:
+    if _op(scene) is not Op.PURGE:
+        return None
+    first = opening(scene.record, Op.PURGE, Source.KUBECTL)
+    if first is not None:
+        return scene.do(first, phase=Phase.PURGING)
+    stopping = stop_and_reap(scene, Op.PURGE, Source.KUBECTL)
+    if stopping is not None:
+        return stopping
+    removing = remove_container_and_sandbox(scene)
+    if removing:
+        return scene.do(*removing)
+    if scene.snapshots:
+        return scene.do(*(RemoveWorkspace(snapshot.key, Ground.PURGE) for snapshot in scene.snapshots))
+    match scene.world.observed.ledger:
+        case Present(it=LedgerFacts(purgeable=())):
+            done = Finish(Outcome.SUCCESS, Phase.PURGING, "nothing of this identity is left", release=True)
+            return scene.do(done)
+        case Present():
+            return scene.do(PurgeArchives())
+        case _:
+            return _wait_for_ledger(scene)
+
+
+# ---------------------------------------------------------------------------------------------- Preserve
+
+
+def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
+    """A snapshot without a record is preserved like any other. One whose restore was not finished never ran."""
+    if scene.workspace is not None or not scene.snapshots:
+        return None
+    newest = max(scene.snapshots, key=lambda snapshot: snapshot.n)
+    if newest.gate is None:
+        return scene.under(_op(scene), _source(scene), AdoptSnapshot(newest, None))
+    return scene.under(_op(scene), _source(scene), RemoveWorkspace(newest.key, Ground.NEVER_STARTED))
+
+
+def _nothing_to_preserve(scene: Scene) -> Plan | None:
+    workspace = scene.workspace
+    if scene.snapshots or (workspace is not None and workspace.prepared):
+        return None
+    match scene.world.observed.ledger:
+        case Present(it=LedgerFacts(data_seen=None)) if scene.runtime.status.snapshot_key is None:
+            return _let_go(scene, "there was no data")
+        case Present(it=LedgerFacts(released=True)):
+            return _let_go(scene, "the ledger has it that this life is over")
+        case Present(it=LedgerFacts(data_seen=key)):
+            return _missing(scene, key or scene.runtime.status.snapshot_key or "")
+        case _:
+            return _wait_for_ledger(scene)
+
+
+def _data_is_missing(scene: Scene) -> Plan | None:
+    workspace = scene.workspace
+    if scene.snapshots or workspace is None or workspace.archived is not None:
+        return None
+    if not workspace.ever_started:
+        return None
+    return _missing(scene, workspace.key)
+
+
+def _archived_first(scene: Scene) -> Plan | None:
+    workspace = scene.workspace
+    if workspace is None or not workspace.ever_started or workspace.archived is not None:
+        return None
+    op = _op(scene)
+    first = opening(scene.record, op, _source(scene))
+    if first is not None:
+        return scene.do(first, phase=_phase(scene))
+    stopping = stop_and_reap(scene, op, _source(scene))
+    if stopping is not None:
+        return stopping
+    return scene.do(ArchiveWorkspace(workspace.key))
+
+
+def _then_removed(scene: Scene) -> Plan | None:
+    workspace, op = scene.workspace, _op(scene)
+    if workspace is None:
+        return None
+    first = opening(scene.record, op, _source(scene))
+    if first is not None:
+        return scene.do(first, phase=_phase(scene))
+    stopping = stop_and_reap(scene, op, _source(scene))
+    if stopping is not None:
+        return stopping
+    removing = remove_container_and_sandbox(scene)
+    if removing:
+        return scene.do(*removing)
+    others = [snapshot.key for snapshot in scene.snapshots if snapshot.key != workspace.key]
+    if len(others) < len(scene.snapshots):
+        ground = Ground.ARCHIVED if workspace.archived is not None else Ground.NEVER_STARTED
+        return scene.do(RemoveWorkspace(workspace.key, ground))
+    if others:
+        return scene.block(
+            Reason.SNAPSHOT_CONFLICT,
+            f"snapshots {', '.join(others)} carry this uid, and the node's journal does not know them; they stay",
+        )
+    kept = f"kept as archive {archive_name(workspace.archived)}" if workspace.archived else "no task ever ran on it"
+    return _let_go(scene, kept)
+
+
+# ---------------------------------------------------------------------------------------------- answers
+
+
+def _let_go(scene: Scene, message: str) -> Plan:
+    first = opening(scene.record, _op(scene), _source(scene))
+    if first is not None:
+        return scene.do(first, phase=_phase(scene))
+    stopping = stop_and_reap(scene, _op(scene), _source(scene))
+    if stopping is not None:
+        return stopping
+    removing = remove_container_and_sandbox(scene)
+    if removing:
+        return scene.do(*removing)
+    return scene.do(Finish(Outcome.SUCCESS, _phase(scene), message, release=True))
+
+
+def _missing(scene: Scene, key: str) -> Plan:
+    message = (
+        f"snapshot {key} held this runtime's data and is not on the engine any more, so it cannot be archived. To give "
+        "it up, set spec.deletionPolicy: Purge, or annotate perdure.dev/force-release with a reason"
+    )
+    scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, Reason.DATA_MISSING, message)
+    return scene.block(Reason.DATA_MISSING, message)
+
+
+def _wait_for_ledger(scene: Scene) -> Plan:
+    message = "the ledger cannot be reached; nothing is removed without it"
+    scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, Reason.LEDGER_UNAVAILABLE, message)
+    until = scene.now + LEDGER_RETRY_SECONDS
+    return scene.wait(Reason.LEDGER_UNAVAILABLE, message, until=until, phase=_phase(scene))
+
+
+_RULES: tuple[Rule, ...] = (
+    _deletion_is_journalled,
+    first_rules.engine_is_away,
+    _released,
+    _force_release,
+    _frozen,
+    _failed_lately,
+    _purge,
+    _orphan_becomes_workspace,
+    _nothing_to_preserve,
+    _data_is_missing,
+    _archived_first,
+    _then_removed,
+)
+
+_RULES_WHEN_GONE: tuple[Rule, ...] = (
+    first_rules.engine_is_away,
+    _released_and_gone,
+    _force_release,
+    _frozen,
+    _failed_lately,
+    _purge,
+    _orphan_becomes_workspace,
+    _nothing_to_preserve,
+    _data_is_missing,
+    _archived_first,
+    _then_removed,
+)

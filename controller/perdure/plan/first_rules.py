@@ -1,0 +1,77 @@
+"""Rules that come first: what must be certain before anything else is asked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.phases import Phase
+from perdure.plan.certainty import Unknown
+from perdure.plan.scene import Scene
+from perdure.plan.steps import (
+    Note,
+    Plan,
+    Waiting,
+)
+from perdure.plan.view import is_running
+
+ENGINE_RETRY_SECONDS = 5.0
+DEFAULT_STOP_SIGNAL = "SIGTERM"
+
+
+def spec_is_invalid(scene: Scene) -> Plan | None:
+    if scene.runtime.invalid is None:
+        return None
+    return scene.wait(Reason.INVALID_SPEC, scene.runtime.invalid, phase=Phase.FAILED)
+
+
+def engine_is_away(scene: Scene) -> Plan | None:
+    observed = scene.world.observed
+    for thing in (observed.container, observed.task, observed.snapshots):
+        if isinstance(thing, Unknown):
+            scene.draft.set(ConditionType.READY, Truth.UNKNOWN, Reason.ENGINE_UNAVAILABLE, thing.why)
+            status = scene.draft.build(scene.record.phase or Phase.PENDING)
+            until = scene.now + ENGINE_RETRY_SECONDS
+            return Plan(status=status, wake_at=until, waiting=Waiting(Reason.ENGINE_UNAVAILABLE, thing.why, until))
+    return None
+
+
+def life_is_over(scene: Scene) -> Plan | None:
+    """The ledger ended this uid, yet the object is there and not Terminating: etcd was put back to an earlier day."""
+    if not scene.record.released:
+        return None
+    return scene.block(
+        Reason.IDENTITY_CHANGED,
+        "this object was deleted before and its data was dealt with then; the cluster seems to have been restored to "
+        "an earlier state. Delete it; an object created anew under this name gets the preserved data back",
+    )
+
+
+def deletion_was_undone(scene: Scene) -> Plan | None:
+    if not scene.record.deletion_seen and not scene.record.force_released:
+        return None
+    alive = replace(scene.record, deletion_seen=False, force_released=False)
+    return scene.do(Note(alive, "the object that was seen Terminating is live again"))
+
+
+def failed_lately(scene: Scene) -> Plan | None:
+    failure = scene.world.failure
+    if failure is None or scene.now >= failure.retry_at:
+        return None
+    if is_running(scene.world):
+        scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, failure.reason, failure.message)
+        scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
+        return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at)
+    if failure.blocks_data:
+        phase = Phase.BLOCKED
+        scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, failure.reason, failure.message)
+    elif failure.user_error:
+        phase = Phase.FAILED
+    else:
+        phase = scene.transient
+    if failure.reason in _IMAGE_REASONS:
+        scene.draft.set(ConditionType.IMAGE_READY, Truth.FALSE, failure.reason, failure.message)
+    return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)
+
+
+_IMAGE_REASONS = frozenset({Reason.IMAGE_NOT_FOUND, Reason.PULL_UNSUPPORTED, Reason.PLATFORM_MISMATCH})

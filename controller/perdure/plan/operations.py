@@ -1,0 +1,54 @@
+"""Which operation is open while steps run: an intent is committed before the first effect, and closed when its end is
+observed. The planner calls these; the rows end in the ledger."""
+
+from __future__ import annotations
+
+import uuid
+
+from perdure.api.names import OperationId, Uid
+from perdure.api.phases import Phase
+from perdure.plan.steps import Begin, Finish
+from perdure.plan.world import Op, Outcome, Record, Source
+
+TOWARDS_RUNNING = frozenset({Op.START, Op.RESTORE, Op.RESTART, Op.ADOPT})
+"""Each of these ends when a task runs: whichever is open goes on, whatever began it."""
+
+DURABLE = frozenset({Op.PRESERVE, Op.PURGE, Op.DISPOSE})
+"""They end in a destructive step: their intent must be in the ledger, with a lease, before anything is touched."""
+
+TRANSIENT_PHASE = {
+    Op.START: Phase.CREATING,
+    Op.RESTORE: Phase.RESTORING,
+    Op.RESTART: Phase.CREATING,
+    Op.ADOPT: Phase.CREATING,
+    Op.STOP: Phase.STOPPING,
+    Op.CLEANUP: Phase.STOPPING,
+    Op.PRESERVE: Phase.PRESERVING,
+    Op.DISPOSE: Phase.PRESERVING,
+    Op.PURGE: Phase.PURGING,
+}
+
+
+_NAMESPACE = uuid.UUID("6f0f3a52-6a1c-5f3f-9d0a-5f6c2f6d7a11")
+
+
+def operation_id(uid: Uid, n: int) -> OperationId:
+    """The id of the `n`-th operation (from 1) of one life: the same after a crash, so a row sent twice is one row."""
+    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/{n}")))
+
+
+def opening(record: Record, op: Op, source: Source) -> Begin | Finish | None:
+    """What must be committed before steps of `op` run: its intent, or the end of another operation, or nothing."""
+    current = record.operation
+    if current is None:
+        return Begin(op, source, op in DURABLE, record.phase)
+    if current.op is op or (op in TOWARDS_RUNNING and current.op in TOWARDS_RUNNING):
+        return None
+    return Finish(Outcome.SUPERSEDED, TRANSIENT_PHASE[op], f"{op} was wanted before {current.op} was done")
+
+
+def closing(record: Record, after: Phase, message: str = "", *, release: bool = False) -> Finish | None:
+    """The end of the open operation, if there is one."""
+    if record.operation is None:
+        return None
+    return Finish(Outcome.SUCCESS, after, message, release)

@@ -1,0 +1,41 @@
+"""When a main process that ended is started again: restart policy and back-off, as pure arithmetic on the record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from perdure.api.conditions import Reason
+from perdure.api.runtime import RestartPolicy
+from perdure.plan.world import Exit, Halted, Record
+
+HEALTHY_SECONDS = 600.0
+"""A process that lived this long starts the row of failures anew."""
+MAX_DELAY_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What follows from an end; goes into the journal before the task is deleted."""
+
+    failures_in_row: int
+    next_start_at: float | None
+    halted: Halted | None
+    restarts: int
+
+
+def delay_after(failures_in_row: int) -> float:
+    """Seconds to wait before the restart that follows the given number of ends in a row: 0, 1, 2, 4, … at most 300."""
+    if failures_in_row <= 1:
+        return 0.0
+    return float(min(MAX_DELAY_SECONDS, 2 ** min(failures_in_row - 2, 16)))
+
+
+def judge(record: Record, exit_: Exit, policy: RestartPolicy, spec_hash: str) -> Verdict:
+    """What the policy says about this end. An exit code that the engine lost counts as a failure."""
+    clean = exit_.code == 0
+    if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and clean):
+        reason = Reason.COMPLETED if clean else Reason.EXITED
+        return Verdict(0, None, Halted(reason, spec_hash), record.restarts)
+    lived = exit_.at - record.started_at if record.started_at is not None else 0.0
+    row = 1 if lived >= HEALTHY_SECONDS else record.failures_in_row + 1
+    return Verdict(row, exit_.at + delay_after(row), None, record.restarts + 1)

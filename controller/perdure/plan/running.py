@@ -1,0 +1,175 @@
+"""Rules for Running: how a process ended, a container that fits the spec, a task that runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.phases import Phase
+from perdure.plan.certainty import Present, Unknown
+from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
+from perdure.plan.restart import judge
+from perdure.plan.scene import Scene, sandbox_if_missing
+from perdure.plan.spec_hash import reads_sources, same_process
+from perdure.plan.steps import (
+    CreateContainer,
+    EnsureImage,
+    Note,
+    Plan,
+    ReapTask,
+    RemoveContainer,
+    StartTask,
+)
+from perdure.plan.stopping import stop_and_reap
+from perdure.plan.view import stamp
+from perdure.plan.world import (
+    Exit,
+    Op,
+    Record,
+    Source,
+    TaskState,
+    Workspace,
+)
+
+ENGINE_RETRY_SECONDS = 5.0
+DEFAULT_STOP_SIGNAL = "SIGTERM"
+
+
+def process_ended(scene: Scene) -> Plan | None:
+    """Journal how it ended and what the policy says of it, before the engine forgets the exit code."""
+    task, record = scene.task, scene.record
+    ended = task is not None and task.state is TaskState.STOPPED
+    lost = task is None and record.running
+    if not ended and not lost:
+        return None
+    if _stopped_by_wish(record):
+        return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
+    exit_ = task.exit if task is not None and task.exit is not None else Exit(None, scene.now)
+    verdict = judge(record, exit_, scene.runtime.spec.restart_policy, scene.mark)
+    op = Op.STOP if verdict.halted is not None else Op.RESTART
+    reap = ReapTask(
+        scene.world.ref.container_id,
+        exit_,
+        verdict.failures_in_row,
+        verdict.next_start_at,
+        verdict.halted,
+        verdict.restarts,
+    )
+    first = opening(record, op, Source.NODE_EVENT)
+    return scene.do(first, phase=TRANSIENT_PHASE[op]) if first is not None else scene.do(reap)
+
+
+def _stopped_by_wish(record: Record) -> bool:
+    """Whether the end was ours: the policy has no say then."""
+    operation = record.operation
+    return operation is not None and operation.source is Source.KUBECTL and operation.op in _STOPPING_BY_WISH
+
+
+_STOPPING_BY_WISH = frozenset({Op.STOP, Op.CLEANUP, Op.RESTART})
+
+
+def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
+    halted = scene.record.halted
+    if halted is None or scene.task is not None:
+        return None
+    if not same_process(halted.spec_hash, scene.mark):
+        return scene.do(Note(replace(scene.record, halted=None), "what is to run was changed"))
+    exit_ = scene.record.last_exit
+    message = f"the main process ended with exit code {exit_.code}" if exit_ else ""
+    scene.draft.set(ConditionType.READY, Truth.FALSE, halted.reason, message)
+    done = closing(scene.record, Phase.STOPPED, message)
+    return Plan(steps=(done,) if done else (), status=scene.draft.build(Phase.STOPPED))
+
+
+def container_fits(scene: Scene) -> Plan | None:
+    """The container record is as the spec says; a change of what is run stops the old process first."""
+    container, workspace = scene.world.observed.container, scene.workspace
+    if workspace is None:
+        return None
+    alive = scene.task is not None and scene.task.state is TaskState.RUNNING
+    if isinstance(container, Present):
+        fits = container.it.snapshot_key == workspace.key and same_process(container.it.spec_hash, scene.mark)
+        if fits and (alive or container.it.spec_hash == scene.mark):
+            if container.it.spec_hash != scene.mark:
+                message = "the new limits count from the next start"
+                scene.draft.set(ConditionType.RESOURCES_APPLIED, Truth.FALSE, Reason.PENDING_RESTART, message)
+            else:
+                scene.draft.set(ConditionType.RESOURCES_APPLIED, Truth.TRUE, Reason.APPLIED)
+            return None
+        if alive:
+            return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
+        if container.it.snapshot_key != workspace.key:
+            return scene.under(Op.START, Source.AUTO_RECONCILE, RemoveContainer(scene.world.ref.container_id))
+    elif alive:
+        # The record was lost under a live process: the same id makes it manageable again; the process is not touched.
+        return _make_container(scene, workspace)
+    return _make_container(scene, workspace)
+
+
+def _make_container(scene: Scene, workspace: Workspace) -> Plan:
+    first = opening(scene.record, Op.START if not workspace.ever_started else Op.RESTART, Source.AUTO_RECONCILE)
+    if first is not None:
+        return scene.do(first, phase=Phase.CREATING)
+    image = scene.image
+    if image is None:
+        return scene.do(EnsureImage(workspace.image, scene.runtime.spec.image_pull_policy))
+    if image.chain_id != workspace.chain_id:
+        return scene.block(
+            Reason.IMAGE_CHANGED,
+            f"the image named {workspace.image} now has other layers than those this runtime's data stands on "
+            f"({workspace.image_digest}); import that version again under this name",
+        )
+    missing = sandbox_if_missing(scene)
+    if missing:
+        return scene.do(*missing)
+    return scene.do(CreateContainer(workspace.key, image, scene.mark))
+
+
+def task_runs(scene: Scene) -> Plan | None:
+    task, record, workspace = scene.task, scene.record, scene.workspace
+    if workspace is None or (task is not None and task.state is TaskState.RUNNING):
+        return None
+    if record.next_start_at is not None and scene.now < record.next_start_at:
+        code = record.last_exit.code if record.last_exit else "unknown"
+        message = (
+            f"the main process ended {record.failures_in_row} times in a row, last with exit code {code}; "
+            f"it is started again at {stamp(record.next_start_at)}"
+        )
+        return scene.wait(Reason.BACK_OFF, message, until=record.next_start_at, phase=Phase.CREATING)
+    sandbox = scene.world.observed.sandbox
+    if isinstance(sandbox, Unknown):
+        return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + ENGINE_RETRY_SECONDS)
+    op = Op.RESTART if workspace.ever_started else Op.START
+    source = Source.KUBECTL if record.phase in (None, Phase.STOPPED, Phase.REMOVED) else Source.AUTO_RECONCILE
+    missing = sandbox_if_missing(scene)
+    if missing:
+        return scene.under(op, source, *missing)
+    refresh = scene.image if reads_sources(scene.runtime.spec) else None
+    if refresh is not None and refresh.chain_id != workspace.chain_id:
+        refresh = None
+    start = StartTask(scene.world.ref.container_id, workspace.key, refresh, scene.mark)
+    return scene.under(op, source, start)
+
+
+def healthy(scene: Scene) -> Plan:
+    record, workspace = scene.record, scene.workspace
+    if workspace is None:
+        return scene.wait(Reason.IN_PROGRESS, "")
+    if not record.running or not workspace.ever_started or workspace.archived is not None:
+        touched = replace(workspace, ever_started=True, archived=None)
+        started_at = record.started_at if record.running else scene.now
+        seen = replace(
+            record, running=True, workspace=touched, started_at=started_at, stopped_at=None, next_start_at=None
+        )
+        return scene.do(Note(seen, "a task runs"), phase=Phase.RUNNING)
+    ready_at = (record.started_at or scene.now) + scene.runtime.spec.min_ready_seconds
+    if scene.now < ready_at:
+        scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY, "")
+    else:
+        scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
+    done = closing(record, Phase.RUNNING)
+    return Plan(
+        steps=(done,) if done else (),
+        status=scene.draft.build(Phase.RUNNING),
+        wake_at=ready_at if scene.now < ready_at else None,
+    )

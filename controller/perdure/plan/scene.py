@@ -1,0 +1,108 @@
+"""The stage on which the rules play: one look at a runtime, and the three kinds of answers that a rule can give.
+
+Rules are functions from a Scene to a Plan or None ("nothing to say"); each file of rules covers one concern, and
+`planner` says in which order they are asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.phases import Phase
+from perdure.api.runtime import Runtime
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.operations import TRANSIENT_PHASE, opening
+from perdure.plan.spec_hash import spec_mark
+from perdure.plan.steps import (
+    CreateSandbox,
+    Plan,
+    Step,
+    Waiting,
+)
+from perdure.plan.view import StatusDraft, is_running
+from perdure.plan.world import (
+    ImageFacts,
+    Op,
+    Record,
+    SnapshotFacts,
+    Source,
+    TaskFacts,
+    Workspace,
+    World,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What every rule looks at. Past `engine_is_away` the engine's facts are certain."""
+
+    world: World
+    runtime: Runtime
+    now: float
+    draft: StatusDraft
+
+    @property
+    def record(self) -> Record:
+        return self.world.record
+
+    @property
+    def workspace(self) -> Workspace | None:
+        return self.world.record.workspace
+
+    @property
+    def mark(self) -> str:
+        return spec_mark(self.runtime.spec)
+
+    @property
+    def task(self) -> TaskFacts | None:
+        task = self.world.observed.task
+        return task.it if isinstance(task, Present) else None
+
+    @property
+    def snapshots(self) -> tuple[SnapshotFacts, ...]:
+        snapshots = self.world.observed.snapshots
+        return snapshots.it if isinstance(snapshots, Present) else ()
+
+    @property
+    def image(self) -> ImageFacts | None:
+        image = self.world.observed.image
+        return image.it if isinstance(image, Present) else None
+
+    @property
+    def transient(self) -> Phase:
+        """The phase while the open operation goes on."""
+        if self.workspace is not None and self.workspace.gate is not None:
+            return Phase.RESTORING
+        operation = self.record.operation
+        return TRANSIENT_PHASE[operation.op] if operation else self.record.phase or Phase.PENDING
+
+    # ------------------------------------------------------------------------------ the three kinds of answers
+
+    def do(self, *steps: Step, phase: Phase | None = None) -> Plan:
+        if not is_running(self.world):
+            self.draft.set(ConditionType.READY, Truth.FALSE, Reason.IN_PROGRESS)
+        return Plan(steps=steps, status=self.draft.build(phase or self.transient))
+
+    def under(self, op: Op, source: Source, *steps: Step) -> Plan:
+        """These steps, once the intent of `op` is committed."""
+        first = opening(self.record, op, source)
+        return self.do(first, phase=TRANSIENT_PHASE[op]) if first is not None else self.do(*steps)
+
+    def wait(self, reason: Reason, message: str, *, until: float | None = None, phase: Phase | None = None) -> Plan:
+        self.draft.set(ConditionType.READY, Truth.FALSE, reason, message)
+        status = self.draft.build(phase or self.transient)
+        return Plan(status=status, wake_at=until, waiting=Waiting(reason, message, until))
+
+    def block(self, reason: Reason, message: str) -> Plan:
+        """Data is at stake: nothing more happens until a person decides."""
+        self.draft.set(ConditionType.DATA_READY, Truth.FALSE, reason, message)
+        return self.wait(reason, message, phase=Phase.BLOCKED)
+
+
+Rule = Callable[[Scene], Plan | None]
+
+
+def sandbox_if_missing(scene: Scene) -> tuple[Step, ...]:
+    return (CreateSandbox(),) if isinstance(scene.world.observed.sandbox, Absent) else ()

@@ -1,0 +1,41 @@
+"""Which part of a spec makes another container: a mark over exactly the fields that a container is made from.
+
+The mark is a label of the container: `<what is run>-<limits>`, so that a change of limits, which never restarts
+anything, can be told from a change of what is run, which does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from perdure.api.runtime import RuntimeSpec
+
+
+def _digest(value: object, length: int) -> str:
+    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:length]
+
+
+def spec_mark(spec: RuntimeSpec) -> str:
+    """`<16 hex>-<8 hex>`. Names of Secrets are in it, their values are not."""
+    what_is_run = (
+        spec.command,
+        spec.args,
+        spec.env,
+        spec.working_dir,
+        spec.user,
+        spec.host_aliases,
+        spec.network,
+    )
+    return f"{_digest(what_is_run, 16)}-{_digest(spec.resources, 8)}"
+
+
+def same_process(mark: str, other: str) -> bool:
+    """Whether the two marks run the same thing, whatever the limits."""
+    return mark.partition("-")[0] == other.partition("-")[0]
+
+
+def reads_sources(spec: RuntimeSpec) -> bool:
+    """Whether the environment has values that live in other objects and may change between starts."""
+    return any(variable.value_from is not None for variable in spec.env)

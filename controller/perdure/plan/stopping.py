@@ -1,0 +1,91 @@
+"""Rules for Stopped and Removed, and the way down that deletion shares: no task, then no container around the data."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.phases import Phase
+from perdure.api.runtime import DesiredState
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
+from perdure.plan.scene import Scene
+from perdure.plan.steps import (
+    Note,
+    Plan,
+    ReapTask,
+    RemoveContainer,
+    RemoveSandbox,
+    Step,
+    StopTask,
+)
+from perdure.plan.world import (
+    Exit,
+    Op,
+    Source,
+    TaskState,
+)
+
+ENGINE_RETRY_SECONDS = 5.0
+DEFAULT_STOP_SIGNAL = "SIGTERM"
+
+
+def stop_is_wanted(scene: Scene) -> Plan | None:
+    state = scene.runtime.spec.desired_state
+    if state is DesiredState.RUNNING:
+        return None
+    op = Op.STOP if state is DesiredState.STOPPED else Op.CLEANUP
+    stopping = stop_and_reap(scene, op, Source.KUBECTL)
+    if stopping is not None:
+        return stopping
+    if state is DesiredState.REMOVED:
+        removing = remove_container_and_sandbox(scene)
+        if removing:
+            return scene.under(op, Source.KUBECTL, *removing)
+    return _at_rest(scene, op)
+
+
+def _at_rest(scene: Scene, op: Op) -> Plan:
+    stopped = scene.runtime.spec.desired_state is DesiredState.STOPPED
+    phase = Phase.STOPPED if stopped else Phase.REMOVED
+    reason = Reason.STOP_REQUESTED if stopped else Reason.REMOVE_REQUESTED
+    scene.draft.set(ConditionType.READY, Truth.FALSE, reason)
+    halted_or_waiting = scene.record.halted is not None or scene.record.next_start_at is not None
+    if halted_or_waiting:
+        rested = replace(scene.record, halted=None, next_start_at=None, failures_in_row=0)
+        return Plan(steps=(Note(rested, "stopped by wish"),), status=scene.draft.build(phase))
+    if scene.record.operation is None and scene.record.phase is not phase:
+        begun = opening(scene.record, op, Source.KUBECTL)
+        return Plan(steps=(begun,) if begun else (), status=scene.draft.build(phase))
+    done = closing(scene.record, phase)
+    return Plan(steps=(done,) if done else (), status=scene.draft.build(phase))
+
+
+def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
+    """Until no task is left: stop a live one, then journal and delete the ended one. None when there is none."""
+    task, record = scene.task, scene.record
+    container = scene.world.ref.container_id
+    if task is None and not record.running:
+        return None
+    first = opening(record, op, source)
+    if first is not None:
+        return scene.do(first, phase=TRANSIENT_PHASE[op])
+    if task is not None and task.state is not TaskState.STOPPED:
+        stop = scene.runtime.spec.stop
+        image = scene.image
+        signal = stop.signal or (image.stop_signal if image else "") or DEFAULT_STOP_SIGNAL
+        preserve = op is Op.PRESERVE and scene.workspace is not None
+        preflight = scene.workspace.key if preserve and scene.workspace is not None else None
+        return scene.do(StopTask(container, signal, float(stop.grace_period_seconds), preflight))
+    ended = task.exit if task is not None else Exit(None, scene.now)
+    return scene.do(ReapTask(container, ended, 0, None, None, record.restarts))
+
+
+def remove_container_and_sandbox(scene: Scene) -> tuple[Step, ...]:
+    """What is left of the container around the data; the snapshot stays."""
+    steps: list[Step] = []
+    if isinstance(scene.world.observed.container, Present):
+        steps.append(RemoveContainer(scene.world.ref.container_id))
+    if not isinstance(scene.world.observed.sandbox, Absent):
+        steps.append(RemoveSandbox())
+    return tuple(steps)

@@ -1,0 +1,42 @@
+"""The plan for an object that is to live: Running, Stopped or Removed, on data that is proven to be the right one.
+
+Rules in order; the first that has something to do or a reason to wait decides. Order is safety: certainty first, then
+data, then everything that could touch or use it.
+"""
+
+from __future__ import annotations
+
+from perdure.api.runtime import Runtime
+from perdure.plan import data, first_rules, running, stopping
+from perdure.plan.scene import Rule, Scene
+from perdure.plan.steps import Plan
+from perdure.plan.view import StatusDraft
+from perdure.plan.world import World
+
+_RULES: tuple[Rule, ...] = (
+    first_rules.spec_is_invalid,
+    first_rules.engine_is_away,
+    first_rules.life_is_over,
+    first_rules.deletion_was_undone,
+    first_rules.failed_lately,
+    data.orphan_is_adopted,
+    data.workspace_must_exist,
+    data.workspace_is_where_it_was,
+    data.name_of_image,
+    stopping.stop_is_wanted,
+    data.restore_is_finished_first,
+    running.process_ended,
+    running.policy_leaves_it_stopped,
+    running.container_fits,
+    running.task_runs,
+)
+
+
+def plan_wanted(world: World, runtime: Runtime, now: float) -> Plan:
+    """The plan for a live object."""
+    scene = Scene(world, runtime, now, StatusDraft(world, runtime))
+    for rule in _RULES:
+        plan = rule(scene)
+        if plan is not None:
+            return plan
+    return running.healthy(scene)
