@@ -107,6 +107,8 @@ def _node(given: dict[str, Any]) -> NodeSettings:
     from perdure.cli.settings import NodeSettings
 
     state: Path = given["state_dir"]
+    cpu: int | None = given["allocatable_cpu"]
+    memory: int | None = given["allocatable_memory"]
     return NodeSettings(
         name=NodeName(given["node_name"]),
         containerd_address=given["containerd_address"],
@@ -116,7 +118,7 @@ def _node(given: dict[str, Any]) -> NodeSettings:
         state_dir=state,
         run_dir=given["run_dir"],
         archive_dir=given["archive_dir"] or state / "archives",
-        allocatable_millicores=given["allocatable_cpu"] or options.machine_millicores(),
-        allocatable_bytes=given["allocatable_memory"] or options.machine_bytes(),
+        allocatable_millicores=options.machine_millicores() if cpu is None else cpu,
+        allocatable_bytes=options.machine_bytes() if memory is None else memory,
         max_concurrent_starts=given["max_concurrent_starts"] or 2 * options.machine_cores(),
     )
