@@ -30,14 +30,13 @@ def read_database_url(given: dict[str, Any]) -> DatabaseUrl | None:
         try:
             url = file.read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not text"
             raise CommandFailed(
-                f"reading the database URL from {file}",
-                why=getattr(error, "strerror", None) or "it is not text",
-                hint="check --database-url-file",
+                f"cannot read the database URL from {file}: {why}; check --database-url-file"
             ) from error
     if not url:
         if file:
-            raise CommandFailed(f"reading the database URL from {file}", why="it is empty", hint="put the URL there")
+            raise CommandFailed(f"the database URL cannot be in {file}: it is empty; put the URL there")
         return None
     if not url.startswith(_SCHEMES):
         raise click.UsageError("The database URL does not begin with postgresql://")

@@ -6,7 +6,7 @@ import click
 
 
 class CommandFailed(click.ClickException):
-    """What was being done, why it failed, and what to do next. Exit code 1."""
+    """What was being done and why it failed, and what to do next if `problem` does not say so. Exit code 1."""
 
-    def __init__(self, what: str, *, why: str, hint: str) -> None:
-        super().__init__(f"{what}: {why}; {hint}")
+    def __init__(self, problem: str, hint: str = "") -> None:
+        super().__init__(f"{problem}; {hint}" if hint else problem)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,20 +19,24 @@ if TYPE_CHECKING:
     from perdure.api.node import RuntimeNode
     from perdure.api.runtime import Condition
 
-_DEADLINE_SECONDS = 15
+_HINTS = {
+    401: "check the credentials in the kubeconfig",
+    403: f"ask for the right to list {names.NODE_PLURAL}.{names.GROUP}",
+}
+"""What to do about an answer of the API server."""
 
 
 @click.command(short_help="Show the nodes.")
 @options.cluster
 @options.output
-def nodes(kubeconfig: str | None, output: str) -> None:
+def nodes(kubeconfig: Path | None, output: str) -> None:
     """Show each node: whether its agent is ready, what runs there, and how much data there has no object.
 
     With -o wide that data (orphans) is listed: it is kept until somebody claims or purges it.
     """
     from perdure.api.node import parse_node
 
-    raw = _list_nodes(kubeconfig)
+    raw = asyncio.run(_list_nodes(kubeconfig))
     if output == "json":
         print_json(raw)
         return
@@ -44,48 +50,23 @@ def nodes(kubeconfig: str | None, output: str) -> None:
         _print_orphans(found)
 
 
-def _list_nodes(kubeconfig: str | None) -> list[dict[str, Any]]:
+async def _list_nodes(kubeconfig: Path | None) -> list[dict[str, Any]]:
     """All RuntimeNodes as the API server has them. Raises `CommandFailed`."""
-    from kubernetes import client, config
-    from kubernetes.client.exceptions import ApiException
-    from urllib3.exceptions import HTTPError
+    from perdure.kube import paths
+    from perdure.kube.access import ClusterSource, NoCluster
+    from perdure.kube.client import ApiClient, ApiRefused
+    from perdure.reconcile.ports import ApiUnavailable
 
     what = "listing RuntimeNodes"
-    settings = client.Configuration()
     try:
-        config.load_config(config_file=kubeconfig, client_configuration=settings)
-    except (config.ConfigException, OSError) as error:
-        raise CommandFailed(
-            what, why=f"there is no usable kubeconfig ({error})", hint="set KUBECONFIG or --kubeconfig"
-        ) from error
-    settings.retries = False
-    with client.ApiClient(settings) as api:
-        try:
-            answer = client.CustomObjectsApi(api).list_cluster_custom_object(
-                names.GROUP, names.VERSION, names.NODE_PLURAL, _request_timeout=_DEADLINE_SECONDS
-            )
-        except ApiException as error:
-            raise CommandFailed(what, why=f"{error.status} {error.reason}", hint=_hint(error.status)) from error
-        except HTTPError as error:
-            raise CommandFailed(
-                what,
-                why=f"the API server at {settings.host} does not answer ({error})",
-                hint="check the kubeconfig and the network",
-            ) from error
-    items: list[dict[str, Any]] = answer["items"]
-    return items
-
-
-def _hint(status: int) -> str:
-    match status:
-        case 401:
-            return "the API server does not know these credentials: check the kubeconfig"
-        case 403:
-            return f"ask for the right to list {names.NODE_PLURAL}.{names.GROUP}"
-        case 404:
-            return "the resource kinds are not installed: kubectl apply -f crds/"
-        case _:
-            return "try it again"
+        async with ApiClient(ClusterSource(kubeconfig)) as api:
+            return [item async for page in api.pages(paths.nodes(), what) for item in page]
+    except NoCluster as error:
+        raise CommandFailed(f"{what}: {error}") from error
+    except ApiUnavailable as error:
+        refused = error.__cause__
+        hint = _HINTS.get(refused.code, "") if isinstance(refused, ApiRefused) else ""
+        raise CommandFailed(str(error), hint) from error
 
 
 def _print_nodes(found: Sequence[RuntimeNode], *, wide: bool) -> None:

@@ -105,9 +105,10 @@ output = option(
 
 cluster = option(
     "--kubeconfig",
+    type=click.Path(path_type=Path),
     envvar=["KUBECONFIG"],
     metavar="PATH",
-    help="Default: the cluster this runs in, else ~/.kube/config.",
+    help="Default: ~/.kube/config, else the cluster this runs in.",
 )
 
 database = together(

@@ -71,17 +71,17 @@ def standalone(**given: Any) -> None:
 def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     """From here on it is a process with a log: an unexpected error ends it with its traceback, not with one line."""
     from perdure.cli.errors import CommandFailed
+    from perdure.kube.access import NoCluster
     from perdure.reconcile.ports import PortError
     from perdure.telemetry import logs
+    from perdure.telemetry.health import AddressInUse
 
     sys.excepthook = sys.__excepthook__
     logs.configure(settings.common.log_level, settings.common.log_format)
     try:
         run(settings)
-    except PortError as error:
-        raise CommandFailed(
-            "it could not run", why=logs.redact(str(error)), hint="mend that and start it again; runtimes go on running"
-        ) from error
+    except (PortError, NoCluster, AddressInUse) as error:
+        raise CommandFailed(logs.redact(str(error)), "runtimes that run go on running meanwhile") from error
 
 
 def _common(given: dict[str, Any]) -> CommonSettings:

@@ -27,8 +27,8 @@ class DatabaseUrl:
 class CommonSettings:
     """What all processes have."""
 
-    kubeconfig: str | None
-    """None: the cluster that this runs in, else ~/.kube/config. May be several paths, as KUBECONFIG may."""
+    kubeconfig: Path | None
+    """None: ~/.kube/config, else the cluster that this runs in. May be a list of paths, as KUBECONFIG may."""
     http_address: Address
     resync_seconds: float
     log_level: LogLevel

@@ -1,0 +1,99 @@
+"""How the command line behaves as a whole: quick, one line per error, the right exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perdure import __version__
+from perdure.cli.main import main
+
+SOURCE = Path(__file__).resolve().parents[3] / "controller"
+HEAVY = {"rich", "structlog", "aiohttp", "kubernetes", "kopf", "psycopg", "grpc", "prometheus_client", "msgspec"}
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PERDURE_")}
+    environment |= {"PYTHONPATH": str(SOURCE), **variables}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
+    done = run("-X", "importtime", "-m", "perdure.cli.main", "--help")
+    assert done.returncode == 0
+    for command in ("standalone", "controller", "agent", "history", "nodes", "version"):
+        assert f"\n  {command} " in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "click" in imported
+    assert imported & HEAVY == set()
+
+
+def test_help_is_quick() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        assert run("-m", "perdure.cli.main", "--help").returncode == 0
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) <= 0.3
+
+
+def test_version_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert f"perdure {__version__}" in capsys.readouterr().out
+    assert main(["version", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["api"] == "perdure.dev/v1alpha1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bogus"], "No such command 'bogus'; see 'perdure --help'"),
+        (["version", "-o", "yaml"], "'yaml' is not one of"),
+        (["agent", "--max-concurrent-starts", "0"], "0 is not in the range"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_code_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("perdure: error: ")
+    assert message in line
+
+
+def test_as_a_plugin_it_is_named_as_kubectl_calls_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/kubectl-perdure", "bogus"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith("kubectl perdure: error: ")
+
+
+DEFECT = """
+import sys
+from perdure.cli import main, version
+version.print_json = lambda value: 1 / 0
+sys.exit(main.main(["version", "-o", "json"]))
+"""
+
+
+def test_an_unexpected_error_is_one_line_that_says_how_to_see_more() -> None:
+    done = run("-c", DEFECT)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert re.search(r"ZeroDivisionError.*PERDURE_DEBUG=1", line)
+
+
+def test_with_debug_the_traceback_is_shown() -> None:
+    done = run("-c", DEFECT, PERDURE_DEBUG="1")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
