@@ -1,0 +1,86 @@
+"""What the journal says once it is replayed: one entry is one atomic change of it.
+
+Pure: `file.py` makes entries durable, `frames.py` puts them into bytes, both apply them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+import msgspec
+
+from perdure.api.names import Uid
+from perdure.plan.world import Record
+from perdure.reconcile.ports import NodeMemory, OperationFinished, OperationRow, OperationStarted
+
+_ROWS_PER_ENTRY = 100
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One of the two kinds of an operation's row: JSON needs to say which."""
+
+    started: OperationStarted | None = None
+    finished: OperationFinished | None = None
+
+    @staticmethod
+    def of(row: OperationRow) -> Row:
+        return Row(started=row) if isinstance(row, OperationStarted) else Row(finished=row)
+
+    @property
+    def it(self) -> OperationRow:
+        row = self.started or self.finished
+        if row is None:
+            raise ValueError("a row of the journal is neither a started nor a finished operation")
+        return row
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one `commit` (or one `sent`) changes. The field names are the format on disk: never rename one."""
+
+    put: Record | None = None
+    forget: Uid | None = None
+    rows: tuple[Row, ...] = ()
+    memory: NodeMemory | None = None
+    sent: int = 0
+
+
+class State:
+    """The replayed journal. Changed by `apply` alone."""
+
+    def __init__(self) -> None:
+        self.records: dict[Uid, Record] = {}
+        self.unsent: list[OperationRow] = []
+        self.memory = NodeMemory()
+
+    @property
+    def live(self) -> int:
+        """How many things are remembered: what a compacted journal would hold."""
+        return len(self.records) + len(self.unsent) + 1
+
+    def apply(self, entry: Entry) -> None:
+        """Raises `ValueError` for an entry that this journal cannot have had: more rows sent than there were."""
+        if entry.sent > len(self.unsent):
+            raise ValueError(f"{entry.sent} rows are said to be sent, but only {len(self.unsent)} were waiting")
+        del self.unsent[: entry.sent]
+        if entry.put is not None:
+            self.records[entry.put.ref.uid] = entry.put
+        if entry.forget is not None:
+            self.records.pop(entry.forget, None)
+        self.unsent.extend(row.it for row in entry.rows)
+        if entry.memory is not None:
+            self.memory = entry.memory
+
+    def snapshot(self) -> Iterator[Entry]:
+        """The fewest entries that make this state out of an empty one."""
+        yield Entry(memory=self.memory)
+        for record in self.records.values():
+            yield Entry(put=record)
+        for rows in _chunks(self.unsent):
+            yield Entry(rows=tuple(map(Row.of, rows)))
+
+
+def _chunks(rows: Sequence[OperationRow]) -> Iterator[tuple[OperationRow, ...]]:
+    waiting = iter(rows)
+    while chunk := tuple(islice(waiting, _ROWS_PER_ENTRY)):
+        yield chunk
