@@ -160,7 +160,7 @@ class Containerd:
             for container in containers:
                 end(container, f"container process {container.pid}", ask_with=signal.SIGKILL)
         for cgroup in cgroups_named(self.cgroup_parent):
-            _end_cgroup(cgroup)
+            end_cgroup(cgroup)
         for directory in (self.state, self.root, self.runc_root):
             unmount_below(directory)
         for directory in (self.state, self.runc_root):
@@ -215,7 +215,7 @@ def remove_dead_shim_sockets() -> None:
                 path.unlink(missing_ok=True)
 
 
-def _end_cgroup(directory: Path) -> None:
+def end_cgroup(directory: Path) -> None:
     """Kill what runs in a cgroup and its children, then remove them."""
     folders = sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True)
     for folder in (*folders, directory):

@@ -18,7 +18,7 @@ from rig import binaries, controlplane, images, packages, ports
 from rig.containerd import Containerd, mounts_below, unmount_below
 from rig.controlplane import ControlPlane
 from rig.exports import render_wrapper
-from rig.paths import CHECKOUT, RUN_ROOT, environment_id, run_directory
+from rig.paths import CHECKOUT, DIRECTORY_FILE, RUN_ROOT, environment_id, run_directory
 from rig.postgres import Postgres, programs
 from rig.probes import answers
 from rig.processes import CommandLine, Daemon, command_lines, end, recorded
@@ -140,9 +140,9 @@ class Environment:
         ``keep_data`` keeps the cluster's, the engine's and the database's content, and Perdure's own state, for a
         later ``up``. Raises RefusedError if the folder is not an environment.
         """
-        if not self.directory.exists() and not self.run_directory.exists():
+        if not self.run_directory.exists() and not _holds_something(self.directory):
             return
-        if self.directory.exists() and not (self.directory / OWNER_FILE).exists():
+        if _holds_something(self.directory) and not (self.directory / OWNER_FILE).exists():
             raise RefusedError(f"{self.directory} was not made by hack/env up; nothing was touched")
         self.run_directory.mkdir(parents=True, exist_ok=True)
         with self._lock():
@@ -185,11 +185,12 @@ class Environment:
 
     def _claim_directory(self) -> None:
         owned = self.directory / OWNER_FILE
-        if self.directory.exists() and any(self.directory.iterdir()) and not owned.exists():
+        if _holds_something(self.directory) and not owned.exists():
             raise RefusedError(f"{self.directory} holds other things; name an empty or new folder with --dir")
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o755)
         owned.write_text("Made by Perdure's hack/env up; removed by hack/env down.\n")
         self.run_directory.mkdir(parents=True, exist_ok=True, mode=0o711)
+        (self.run_directory / DIRECTORY_FILE).write_text(f"{self.directory}\n")
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -253,6 +254,10 @@ class Environment:
 def _beside_python(name: str) -> str:
     """A command that a Python package brought, from the running interpreter's own folder."""
     return str(Path(sys.executable).parent / name)
+
+
+def _holds_something(directory: Path) -> bool:
+    return directory.exists() and any(directory.iterdir())
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,9 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RUN_ROOT = Path("/run/perdure-env")
 """Parent of every environment's runtime folder. Short, because a unix socket's path ends at 107 bytes (unix(7))."""
 
+DIRECTORY_FILE = "directory"
+"""In each environment's runtime folder: names the folder that the environment is kept in."""
+
 DEFAULT_ENVIRONMENT = CHECKOUT / ".perdure"
 """``hack/env`` without ``--dir``. Ignored by git."""
 
