@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from perdure.api import names
 from perdure.api.conditions import ConditionType, Truth
 from perdure.cli import options
+from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 from perdure.cli.output import Cell, print_json, print_table
 
@@ -36,7 +36,7 @@ def nodes(kubeconfig: Path | None, output: str) -> None:
     """
     from perdure.api.node import parse_node
 
-    raw = asyncio.run(_list_nodes(kubeconfig))
+    raw = block_on(_list_nodes(kubeconfig))
     if output == "json":
         print_json(raw)
         return

@@ -1,0 +1,171 @@
+"""`perdure nodes` against an API server that says what the test wants."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.cli.main import main
+
+PATH = "/apis/perdure.dev/v1alpha1/runtimenodes"
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, Any]:
+    return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+def node(name: str, **status: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "perdure.dev/v1alpha1",
+        "kind": "RuntimeNode",
+        "metadata": {"name": name, "uid": f"uid-{name}", "annotations": {}},
+        "spec": {},
+        "status": {"nodeID": f"id-{name}", "engine": "containerd", "engineVersion": "1.6.20", **status},
+    }
+
+
+ORPHAN = {
+    "uid": "0f9c",
+    "kind": "BotRuntime",
+    "namespace": "shop",
+    "name": "ada",
+    "snapshotKey": "br-0f9c-1",
+    "running": True,
+}
+
+
+@dataclass
+class Api:
+    """Answers of the one path that is asked for."""
+
+    kubeconfig: Path
+    items: list[dict[str, Any]] = field(default_factory=list)
+    code: int = 200
+    asked: list[str] = field(default_factory=list)
+
+    def answer(self, path: str) -> tuple[int, dict[str, Any]]:
+        self.asked.append(path.partition("?")[0])
+        if self.code != 200:
+            return self.code, {"kind": "Status", "reason": "Forbidden", "message": "no", "code": self.code}
+        return 200, {"kind": "RuntimeNodeList", "metadata": {}, "items": self.items}
+
+
+@pytest.fixture
+def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            code, body = it.answer(self.path)
+            self.send_response(code)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Requests are kept in `Api.asked`."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        it = Api(tmp_path / "kubeconfig")
+        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
+        context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
+        user = {"name": "a", "user": {"token": "t"}}
+        it.kubeconfig.write_text(
+            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "a"})
+        )
+        monkeypatch.setenv("KUBECONFIG", str(it.kubeconfig))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield it
+        server.shutdown()
+        thread.join()
+
+
+def test_a_line_for_each_node_sorted_by_name(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [
+        node("b", conditions=[condition("Ready", "False", "EngineUnavailable", "containerd does not answer")]),
+        node("a", conditions=[condition("Ready", "True", "Running")], runtimes=7, orphans=[ORPHAN]),
+        node("c"),
+    ]
+    assert main(["nodes"]) == 0
+    assert api.asked == [PATH]
+    header, a, b, c = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "READY", "ENGINE", "RUNTIMES", "ORPHANS", "REMARKS"]
+    assert a.split() == ["a", "True", "containerd", "1.6.20", "7", "1"]
+    assert b.split()[:4] == ["b", "False", "containerd", "1.6.20"]
+    assert b.rstrip().endswith("Ready=False/EngineUnavailable: containerd does not answer")
+    assert c.split()[:2] == ["c", "Unknown"]
+
+
+def test_wide_lists_each_orphan(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", orphans=[ORPHAN, {**ORPHAN, "uid": "77", "snapshotKey": "br-77-2", "running": False}])]
+    assert main(["nodes", "-o", "wide"]) == 0
+    out = capsys.readouterr().out
+    assert "id-a" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert ["a", "BotRuntime/shop/ada", "0f9c", "br-0f9c-1", "yes"] in rows
+    assert ["a", "BotRuntime/shop/ada", "77", "br-77-2", "no"] in rows
+
+
+def test_a_degraded_cordoned_or_given_up_node_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = node(
+        "a", conditions=[condition("Ready", "True", "Running"), condition("Degraded", "True", "MassAbsence", "look")]
+    )
+    lost["spec"] = {"unschedulable": True}
+    lost["metadata"]["annotations"] = {"perdure.dev/out-of-service": "burnt"}
+    api.items = [lost, node("b", conditions=[condition("Degraded", "False", "AsExpected")])]
+    assert main(["nodes"]) == 0
+    _header, a, b = capsys.readouterr().out.splitlines()
+    assert a.rstrip().endswith("cordoned; out of service; Degraded=True/MassAbsence: look")
+    assert "Degraded" not in b
+
+
+def test_json_is_what_the_api_server_has(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", orphans=[ORPHAN])]
+    assert main(["nodes", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == api.items
+
+
+def test_what_others_wrote_is_text_and_nothing_else(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", conditions=[condition("Ready", "False", "X", "[red]\x1b[2Jline\nbreak [link=http://x]")])]
+    assert main(["nodes"]) == 0
+    out = capsys.readouterr().out
+    assert "[red]·[2Jline break [link=http://x]" in out
+    assert "\x1b" not in out
+
+
+def test_no_node_is_said_and_is_no_error(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["nodes"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no agent has reported" in captured.err
+
+
+def test_a_missing_right_is_named(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.code = 403
+    assert main(["nodes"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "listing RuntimeNodes" in line
+    assert line.endswith("ask for the right to list runtimenodes.perdure.dev")
+
+
+def test_no_api_server_is_said_with_its_address(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads(api.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = "http://127.0.0.1:1"
+    api.kubeconfig.write_text(json.dumps(config))
+    assert main(["nodes"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "http://127.0.0.1:1" in line
+
+
+def test_no_kubeconfig_is_said_with_what_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "nothing"))
+    assert main(["nodes"]) == 1
+    assert "KUBECONFIG" in capsys.readouterr().err
