@@ -10,6 +10,6 @@ Result = TypeVar("Result")
 
 
 def block_on(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """Run `coroutine` to its end on an event loop of its own; the thread's current loop, if it has one, stays as it is."""
+    """Run `coroutine` to its end on an event loop of its own; the loop that the thread may have stays as it is."""
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(coroutine)
