@@ -21,12 +21,15 @@ _TRANSFER = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0)
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """The metrics by field; labels in brackets. Seconds and bytes are plain, never milli or kilo."""
+    """The metrics by field; labels in brackets. Seconds and bytes are plain, never milli or kilo.
+
+    It is the reconciler's `Probe`, too: what the loop tells goes where it is counted.
+    """
 
     registry: CollectorRegistry
 
     reconciles: Counter
-    """[outcome] `settled`, `progressed`, `waiting`, `failed`."""
+    """[outcome] `healthy`, `waiting`, `failed`, `unsettled`."""
     reconcile_seconds: Histogram
     """[outcome]"""
     queue_depth: Gauge
@@ -35,11 +38,11 @@ class Metrics:
     """[place] What the one supervised loop caught; anything but 0 is a defect."""
 
     steps: Counter
-    """[step, outcome]"""
+    """[step, outcome] `done`, `failed`."""
     step_seconds: Histogram
     """[step, outcome]"""
     operations: Counter
-    """[op, outcome, code]"""
+    """[op, outcome, code] The code is the `Reason` of a failure, empty otherwise."""
 
     archive_bytes: Counter
     """[direction] `export`, `restore`."""
@@ -60,6 +63,20 @@ class Metrics:
     journal_unsent_rows: Gauge
     loop_lag_seconds: Histogram
 
+    def reconciled(self, outcome: str, seconds: float) -> None:
+        """One runtime was brought as far as it gets now."""
+        self.reconciles.labels(outcome).inc()
+        self.reconcile_seconds.labels(outcome).observe(seconds)
+
+    def stepped(self, step: str, outcome: str, seconds: float) -> None:
+        """One step of a plan was carried out, or failed."""
+        self.steps.labels(step, outcome).inc()
+        self.step_seconds.labels(step, outcome).observe(seconds)
+
+    def finished(self, op: str, outcome: str, code: str) -> None:
+        """One operation ended."""
+        self.operations.labels(op, outcome, code).inc()
+
 
 def new_metrics() -> Metrics:
     """A fresh set, with this process's CPU, memory and file descriptors beside it."""
@@ -78,8 +95,10 @@ def new_metrics() -> Metrics:
 
     return Metrics(
         registry=registry,
-        reconciles=counter("reconciles_total", "Rounds of observe, plan and execute, by how they ended.", "outcome"),
-        reconcile_seconds=histogram("reconcile_duration_seconds", "Time of one round.", "outcome"),
+        reconciles=counter("reconciles_total", "Runtimes brought as far as they got, by how it ended.", "outcome"),
+        reconcile_seconds=histogram(
+            "reconcile_duration_seconds", "Time of one reconcile, all its rounds together.", "outcome"
+        ),
         queue_depth=gauge("queue_depth", "Runtimes that are due and wait for a worker."),
         oldest_key_seconds=gauge("queue_oldest_key_age_seconds", "How long the runtime that waits longest has waited."),
         crashes=counter("crashes_total", "Unexpected errors that a supervised loop survived.", "place"),
