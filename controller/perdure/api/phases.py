@@ -24,9 +24,6 @@ class Phase(StrEnum):
     """Data is at stake: only a person's decision resumes it; the condition says which."""
 
 
-END_PHASES = frozenset({Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED})
-"""Published at once; every other phase only if it lasts."""
-
 _ANY_LIVE = frozenset(
     {
         Phase.PENDING,

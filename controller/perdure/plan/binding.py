@@ -1,0 +1,136 @@
+"""Which node a runtime goes to: decided once, by the controller, as a pure function of what nodes reported.
+
+Least loaded first among those where it fits; a runtime with something to restore goes where that can be read, or nowhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from perdure.api.conditions import Reason
+from perdure.api.names import NodeId, NodeName
+from perdure.api.node import RuntimeNode
+from perdure.api.quantity import InvalidQuantity, parse_bytes, parse_millicores
+from perdure.api.runtime import RuntimeSpec
+
+MAX_LABEL_LENGTH = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """What is asked of a node, or what it has: thousandths of a core, bytes."""
+
+    millicores: int = 0
+    memory: int = 0
+
+    def plus(self, other: Amounts) -> Amounts:
+        return Amounts(self.millicores + other.millicores, self.memory + other.memory)
+
+    def fits_into(self, free: Amounts) -> bool:
+        return self.millicores <= free.millicores and self.memory <= free.memory
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A node as the controller knows it."""
+
+    node: RuntimeNode
+    alive: bool
+    """Its heartbeat is fresh."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    name: NodeName
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    reason: Reason
+    message: str
+
+
+def requested(spec: RuntimeSpec) -> Amounts:
+    """What a runtime asks for. Text that is no quantity (stored before the CRD refused it) asks for nothing."""
+    try:
+        return Amounts(parse_millicores(spec.resources.requests.cpu), parse_bytes(spec.resources.requests.memory))
+    except InvalidQuantity:
+        return Amounts()
+
+
+def allocatable(node: RuntimeNode) -> Amounts:
+    """What a node offers."""
+    try:
+        return Amounts(parse_millicores(node.status.allocatable.cpu), parse_bytes(node.status.allocatable.memory))
+    except InvalidQuantity:
+        return Amounts()
+
+
+def choose_node(
+    spec: RuntimeSpec, candidates: Sequence[Candidate], used: Mapping[NodeId, Amounts], pinned: NodeId | None
+) -> Chosen | Refused:
+    """The node to bind to. `used`: requests of what is bound already; `pinned`: the only node that can read the archive
+    that would be restored."""
+    if pinned is not None and all(candidate.node.node_id != pinned for candidate in candidates):
+        return Refused(
+            Reason.ARCHIVE_NOT_REACHABLE,
+            f"the archive to restore is in the local store of node {pinned}, which does not report; bring that node back, "
+            "or set restore.policy: None to start on fresh data",
+        )
+    asked = requested(spec)
+    reasons: dict[str, int] = {}
+    fitting: list[tuple[float, NodeName, NodeId]] = []
+    for candidate in candidates:
+        objection = _objection(spec, candidate, asked, used, pinned)
+        if objection is not None:
+            reasons[objection] = reasons.get(objection, 0) + 1
+            continue
+        node = candidate.node
+        fitting.append((_load(node, used.get(node.node_id, Amounts())), node.name, node.node_id))
+    if fitting:
+        _, name, node_id = min(fitting)
+        return Chosen(name, node_id)
+    if not candidates:
+        return Refused(Reason.UNSCHEDULABLE, "no node reports: start `perdure agent` on a node")
+    told = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))
+    return Refused(Reason.UNSCHEDULABLE, f"none of {len(candidates)} nodes can take it: {told}")
+
+
+def _objection(
+    spec: RuntimeSpec,
+    candidate: Candidate,
+    asked: Amounts,
+    used: Mapping[NodeId, Amounts],
+    pinned: NodeId | None,
+) -> str | None:
+    node = candidate.node
+    if spec.node_name is not None and node.name != spec.node_name:
+        return "not named by spec.nodeName"
+    if any(node.labels.get(key) != value for key, value in spec.node_selector.items()):
+        return "not matching spec.nodeSelector"
+    if pinned is not None and node.node_id != pinned:
+        return "without the archive to restore"
+    if not candidate.alive or not node.node_id:
+        return "not reporting"
+    if node.terminating or node.out_of_service:
+        return "out of service"
+    if node.spec.unschedulable:
+        return "cordoned"
+    if len(node.name) > MAX_LABEL_LENGTH:
+        return f"with a name of more than {MAX_LABEL_LENGTH} characters"
+    free = allocatable(node)
+    taken = used.get(node.node_id, Amounts())
+    if not asked.plus(taken).fits_into(free):
+        return "without room for its requests"
+    return None
+
+
+def _load(node: RuntimeNode, taken: Amounts) -> float:
+    """The fuller of the two: a node that has one core and one that has a hundred are compared by share."""
+    offers = allocatable(node)
+    return max(
+        taken.millicores / offers.millicores if offers.millicores else 1.0,
+        taken.memory / offers.memory if offers.memory else 1.0,
+    )

@@ -1,0 +1,178 @@
+"""The controller's loop: binds what is unbound, lets go of what the ledger says is over, keeps archives' objects in step.
+
+It touches no container and no data. Called with one key at a time by its own workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.names import NodeId, NodeName, Uid
+from perdure.api.phases import Phase
+from perdure.api.runtime import Condition, Runtime, RuntimeStatus
+from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
+from perdure.reconcile.ports import (
+    ApiUnavailable,
+    BoundRow,
+    ControllerCluster,
+    ControllerLedger,
+    NamespaceFacts,
+    Objects,
+    PortError,
+    Published,
+    StatusConflict,
+)
+from perdure.reconcile.queue import KeyedQueue
+
+RETRY_SECONDS = 5.0
+"""While something is away or no node fits; node reports and edits make it sooner."""
+ARCHIVES_AT_ONCE = 100
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Office:
+    """The parts that the binder works with."""
+
+    cluster: ControllerCluster
+    ledger: ControllerLedger
+    objects: Objects
+    queue: KeyedQueue[Uid]
+    candidates: Callable[[], Sequence[Candidate]]
+
+
+class Binder:
+    """One per active controller."""
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._bound_here: dict[Uid, tuple[NodeId, Amounts]] = {}
+        """Bindings of this process whose labels may not have come back through the watch yet: they count as load."""
+
+    async def handle(self, uid: Uid) -> None:
+        """Bring one object as far as the controller can now."""
+        runtime = self._office.objects.get(uid)
+        if runtime is None:
+            self._bound_here.pop(uid, None)
+            return
+        try:
+            if runtime.terminating:
+                await self._let_go(runtime)
+            elif not (runtime.protected and runtime.node_id and runtime.namespace_uid):
+                await self._bind(runtime)
+        except StatusConflict:
+            log.debug("object_changed_meanwhile", runtime=runtime.key, uid=uid)
+            self._office.queue.add_in(uid, RETRY_SECONDS)
+        except PortError as error:
+            log.warning("binding_waits", runtime=runtime.key, uid=uid, error=str(error))
+            await self._tell(runtime, error.reason, str(error))
+            self._office.queue.add_in(uid, RETRY_SECONDS)
+
+    # ------------------------------------------------------------------------------------------ binding
+
+    async def _bind(self, runtime: Runtime) -> None:
+        if runtime.invalid is not None:
+            await self._tell(runtime, Reason.INVALID_SPEC, runtime.invalid, phase=Phase.FAILED)
+            return
+        namespace = await self._namespace(runtime)
+        ref = runtime.ref(namespace.uid)
+        row = await self._office.ledger.read(ref, runtime.spec.restore)
+        if row.binding is not None:
+            await self._publish(runtime, row.binding.node_name, row.binding.node_id, namespace)
+            return
+        chosen = self._choose(runtime, row)
+        if isinstance(chosen, Refused):
+            await self._tell(runtime, chosen.reason, chosen.message)
+            self._office.queue.add_in(runtime.uid, RETRY_SECONDS)
+            return
+        binding = await self._office.ledger.bind(ref, chosen.name, chosen.node_id, runtime.spec.image)
+        await self._publish(runtime, binding.node_name, binding.node_id, namespace)
+
+    def _choose(self, runtime: Runtime, row: BoundRow) -> Chosen | Refused:
+        used: dict[NodeId, Amounts] = {}
+        for uid in self._office.objects.uids():
+            other = self._office.objects.get(uid)
+            if other is None:
+                continue
+            node_id = other.node_id
+            if node_id is None and uid in self._bound_here:
+                node_id = self._bound_here[uid][0]
+            if node_id is not None:
+                used[node_id] = used.get(node_id, Amounts()).plus(requested(other.spec))
+        pinned = row.latest_node if row.archive_known else None
+        return choose_node(runtime.spec, self._office.candidates(), used, pinned)
+
+    async def _publish(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace: NamespaceFacts) -> None:
+        self._bound_here[runtime.uid] = (node_id, requested(runtime.spec))
+        self._office.objects.put(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
+        log.info("bound", runtime=runtime.key, uid=runtime.uid, node=node)
+
+    async def _namespace(self, runtime: Runtime) -> NamespaceFacts:
+        namespace = await self._office.cluster.get_namespace(runtime.namespace)
+        if namespace is None:
+            raise ApiUnavailable(f"namespace {runtime.namespace} of {runtime.key} is not there (yet)")
+        return namespace
+
+    # ------------------------------------------------------------------------------------------ deletion
+
+    async def _let_go(self, runtime: Runtime) -> None:
+        """Take the finalizer off once the ledger says that the data is safe, purged or was never there."""
+        if not runtime.protected:
+            return
+        if runtime.namespace_uid is None:
+            namespace = await self._namespace(runtime)
+            ref = runtime.ref(namespace.uid)
+        else:
+            ref = runtime.ref(runtime.namespace_uid)
+        reason = runtime.force_release
+        if reason is not None:
+            await self._office.ledger.force_release(ref, reason)
+            log.warning("released_by_force", runtime=runtime.key, uid=runtime.uid, why=reason)
+        else:
+            row = await self._office.ledger.read(ref, runtime.spec.restore)
+            if row.binding is None and runtime.node_id is None:
+                log.info("never_bound", runtime=runtime.key, uid=runtime.uid)
+            elif not row.released:
+                return
+            await self.publish_archives()
+        await self._office.cluster.release(runtime)
+        log.info("released", runtime=runtime.key, uid=runtime.uid)
+
+    async def publish_archives(self) -> None:
+        """Make the RuntimeArchive objects equal to the catalogue. Raises `PortError`; what is done stays done."""
+        ledger, cluster = self._office.ledger, self._office.cluster
+        for facts in await ledger.unpublished(ARCHIVES_AT_ONCE):
+            published = await cluster.publish_archive(facts)
+            if published is Published.NAMESPACE_GONE:
+                log.info("archive_has_no_object", archive=facts.sequence, namespace=facts.namespace)
+            await ledger.published(facts.sequence, facts.object_name)
+        for facts in await ledger.purged(ARCHIVES_AT_ONCE):
+            await cluster.unpublish_archive(facts)
+            await ledger.unpublish(facts.sequence)
+
+    # ------------------------------------------------------------------------------------------ telling
+
+    async def _tell(self, runtime: Runtime, reason: Reason, message: str, *, phase: Phase = Phase.PENDING) -> None:
+        """Until it is bound the controller owns the status; from then on the node's agent does."""
+        if runtime.node_id is not None:
+            return
+        conditions = tuple(
+            Condition(
+                type=type_.value,
+                status=Truth.FALSE.value,
+                reason=reason.value,
+                message=message[:1024],
+                observed_generation=runtime.generation,
+            )
+            for type_ in (ConditionType.SCHEDULED, ConditionType.READY)
+        )
+        status = RuntimeStatus(phase=phase.value, observed_generation=runtime.generation, conditions=conditions)
+        try:
+            self._office.objects.put(await self._office.cluster.write_status(runtime, status))
+        except PortError as error:
+            log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))
