@@ -51,7 +51,7 @@ class Binder:
 
     def __init__(self, office: Office) -> None:
         self._office = office
-        self._bound_here: dict[Uid, tuple[NodeId, Amounts]] = {}
+        self._bound_here: dict[Uid, NodeId] = {}
         """Bindings of this process whose labels may not have come back through the watch yet: they count as load."""
 
     async def handle(self, uid: Uid) -> None:
@@ -95,21 +95,18 @@ class Binder:
 
     def _choose(self, runtime: Runtime, row: BoundRow) -> Chosen | Refused:
         used: dict[NodeId, Amounts] = {}
-        for uid in self._office.objects.uids():
-            other = self._office.objects.get(uid)
-            if other is None:
-                continue
+        for other in self._office.objects.all():
             node_id = other.node_id
-            if node_id is None and uid in self._bound_here:
-                node_id = self._bound_here[uid][0]
+            if node_id is None and other.uid in self._bound_here:
+                node_id = self._bound_here[other.uid]
             if node_id is not None:
                 used[node_id] = used.get(node_id, Amounts()).plus(requested(other.spec))
         pinned = row.latest_node if row.archive_known else None
         return choose_node(runtime.spec, self._office.candidates(), used, pinned)
 
     async def _publish(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace: NamespaceFacts) -> None:
-        self._bound_here[runtime.uid] = (node_id, requested(runtime.spec))
-        self._office.objects.put(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
+        self._bound_here[runtime.uid] = node_id
+        self._office.objects.apply(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
         log.info("bound", runtime=runtime.key, uid=runtime.uid, node=node)
 
     async def _namespace(self, runtime: Runtime) -> NamespaceFacts:
@@ -173,6 +170,6 @@ class Binder:
         )
         status = RuntimeStatus(phase=phase.value, observed_generation=runtime.generation, conditions=conditions)
         try:
-            self._office.objects.put(await self._office.cluster.write_status(runtime, status))
+            self._office.objects.apply(await self._office.cluster.write_status(runtime, status))
         except PortError as error:
             log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))

@@ -492,11 +492,13 @@ class ControllerLedger(Protocol):
 class Objects(Protocol):
     """The cache of objects: latest version wins, whoever brought it."""
 
-    def get(self, uid: Uid) -> Runtime | None: ...
+    def get(self, uid: Uid) -> Runtime | None:
+        """None also for one that a watch or a list says is gone: whoever needs to know asks the API server."""
 
-    def put(self, runtime: Runtime) -> None: ...
+    def apply(self, runtime: Runtime) -> None:
+        """Take a version in, unless a newer one is there."""
 
-    def uids(self) -> Sequence[Uid]: ...
+    def all(self) -> Sequence[Runtime]: ...
 
 
 @dataclass(frozen=True, slots=True)

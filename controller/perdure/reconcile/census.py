@@ -1,0 +1,143 @@
+"""Counts what is on a node and whose it is: wakes the runtimes that have something here, and lists what nobody claims.
+
+Taken at start, after each resync and when the engine's event stream had a gap. It changes nothing itself: data of ours
+that no object claims stays pinned and is told to people, foreign things are not even seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from perdure.api.conditions import Reason, Truth
+from perdure.api.names import NodeId, NodeName, Uid
+from perdure.api.node import NodeAmounts, NodeStatus, OrphanEntry
+from perdure.api.runtime import Condition
+from perdure.plan.certainty import Present, Unknown
+from perdure.plan.world import TaskState
+from perdure.reconcile.guards import Guards
+from perdure.reconcile.ports import Cluster, Engine, EngineInfo, Journal, Objects, Owned, PortError
+from perdure.reconcile.queue import KeyedQueue
+
+MAX_LISTED_ORPHANS = 100
+"""In the RuntimeNode's status; the metric counts them all."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What the census works with."""
+
+    engine: Engine
+    journal: Journal
+    objects: Objects
+    cluster: Cluster
+    guards: Guards
+    queue: KeyedQueue[Uid]
+    count_orphans: Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDescription:
+    """What does not change while the agent runs."""
+
+    name: NodeName
+    node_id: NodeId
+    capacity: NodeAmounts
+    allocatable: NodeAmounts
+
+
+class Census:
+    """One per agent."""
+
+    def __init__(self, post: Post, node: NodeDescription) -> None:
+        self._post = post
+        self._node = node
+
+    async def take(self) -> None:
+        """Wake everything that is on record or on the engine, then report the node. Raises `PortError` only from the
+        API server; an engine that is away is reported as such."""
+        post = self._post
+        inventory = await post.engine.inventory()
+        for uid in post.journal.records():
+            post.queue.add(uid)
+        owned: tuple[Owned, ...] = ()
+        if isinstance(inventory, Present):
+            owned = inventory.it
+            for found in owned:
+                post.queue.add(found.ref.uid)
+        orphans = tuple(_entry(found) for found in owned if self._is_orphan(found))
+        if isinstance(inventory, Present):
+            post.count_orphans(len(orphans))
+        why = inventory.why if isinstance(inventory, Unknown) else None
+        await post.cluster.report_node(self._node.name, await self._status(why, orphans))
+
+    def _is_orphan(self, found: Owned) -> bool:
+        """Data without an object. A life whose deletion is under way is not one yet, one released by force is."""
+        if self._post.objects.get(found.ref.uid) is not None:
+            return False
+        record = self._post.journal.record(found.ref.uid)
+        return record is None or record.force_released or not record.deletion_seen
+
+    async def _status(self, engine_away: str | None, orphans: tuple[OrphanEntry, ...]) -> NodeStatus:
+        info = EngineInfo("", "")
+        if engine_away is None:
+            try:
+                info = await self._post.engine.info()
+            except PortError as error:
+                engine_away = str(error)
+        bound = sum(1 for record in self._post.journal.records().values() if not record.released)
+        return NodeStatus(
+            node_id=self._node.node_id,
+            engine=info.name,
+            engine_version=info.version,
+            capacity=self._node.capacity,
+            allocatable=self._node.allocatable,
+            conditions=self._conditions(engine_away, orphans),
+            runtimes=bound,
+            orphans=orphans[:MAX_LISTED_ORPHANS],
+        )
+
+    def _conditions(self, engine_away: str | None, orphans: tuple[OrphanEntry, ...]) -> tuple[Condition, ...]:
+        freeze = self._post.guards.freeze
+        names = ", ".join(f"{orphan.kind}/{orphan.namespace}/{orphan.name}" for orphan in orphans[:5])
+        return (
+            _condition("Ready", engine_away is None, Reason.ENGINE_UNAVAILABLE, engine_away or ""),
+            _condition(
+                "NoOrphans",
+                not orphans,
+                Reason.ORPHAN_PENDING,
+                f"{len(orphans)} runtimes on this node have no object: {names}. Their data stays pinned; "
+                "`perdure nodes -o wide` lists them",
+            ),
+            _condition(
+                "Trusted",
+                freeze is None,
+                freeze.reason if freeze else Reason.AS_EXPECTED,
+                freeze.message if freeze else "",
+            ),
+        )
+
+
+def _condition(type_: str, good: bool, reason: Reason, message: str) -> Condition:
+    return Condition(
+        type=type_,
+        status=Truth.TRUE.value if good else Truth.FALSE.value,
+        reason=Reason.AS_EXPECTED.value if good else reason.value,
+        message="" if good else message[:1024],
+    )
+
+
+def _entry(found: Owned) -> OrphanEntry:
+    newest = max(found.snapshots, key=lambda snapshot: snapshot.n, default=None)
+    return OrphanEntry(
+        uid=found.ref.uid,
+        kind=found.ref.kind.value,
+        namespace=found.ref.namespace,
+        name=found.ref.name,
+        snapshot_key=newest.key if newest is not None else "",
+        running=found.task is not None and found.task.state is TaskState.RUNNING,
+    )
