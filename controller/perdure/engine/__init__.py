@@ -1,0 +1,1 @@
+"""Container engines behind `perdure.reconcile.ports.Engine`. The only importer of grpc."""

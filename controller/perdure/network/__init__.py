@@ -1,0 +1,1 @@
+"""Networks of runtimes behind `perdure.reconcile.ports.Sandbox`."""

@@ -1,0 +1,66 @@
+"""The sandbox for `network.mode: none`: a network namespace of the runtime's own with nothing in it but loopback.
+
+The namespace stays through restarts of the container. Made by the composition roots, driven by the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from perdure.api.names import RuntimeRef, Uid
+from perdure.api.runtime import NetworkMode, RuntimeSpec
+from perdure.network import netns
+from perdure.network.netns import NameState
+from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.world import SandboxFacts
+from perdure.reconcile.ports import SandboxFailed
+
+
+class LoopbackSandbox:
+    """`perdure.reconcile.ports.Sandbox`. Names are `<run_dir>/netns/<uid>`; `run_dir` should not outlive a reboot."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._base = run_dir / "netns"
+
+    def _path(self, ref: RuntimeRef) -> Path:
+        return self._base / ref.uid
+
+    async def observe(self, ref: RuntimeRef) -> Certain[SandboxFacts]:
+        path = self._path(ref)
+        try:
+            found = await asyncio.to_thread(netns.state, path)
+        except OSError as error:
+            return Unknown(f"cannot look at the network namespace of {ref}: {error}")
+        return Present(SandboxFacts(netns=str(path))) if found is NameState.MOUNTED else Absent()
+
+    async def create(self, ref: RuntimeRef, spec: RuntimeSpec) -> SandboxFacts:
+        if spec.network.mode is not NetworkMode.NONE:
+            raise SandboxFailed(f"network mode {spec.network.mode} of {ref} is not offered by this node; use none")
+        path = self._path(ref)
+        try:
+            await asyncio.to_thread(netns.create, path)
+        except OSError as error:
+            raise SandboxFailed(
+                f"cannot make the network namespace of {ref}: {error}; the agent needs CAP_SYS_ADMIN and {path.parent}"
+            ) from error
+        return SandboxFacts(netns=str(path))
+
+    async def remove(self, ref: RuntimeRef) -> None:
+        try:
+            await asyncio.to_thread(netns.remove, self._path(ref))
+        except OSError as error:
+            raise SandboxFailed(f"cannot remove the network namespace of {ref}: {error}") from error
+
+    async def inventory(self) -> Sequence[Uid]:
+        try:
+            return tuple(Uid(name) for name in sorted(await asyncio.to_thread(self._names)))
+        except OSError as error:
+            raise SandboxFailed(f"cannot list network namespaces in {self._base}: {error}") from error
+
+    def _names(self) -> list[str]:
+        try:
+            return [entry.name for entry in self._base.iterdir()]
+        except FileNotFoundError:
+            return []
