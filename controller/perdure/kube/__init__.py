@@ -1,0 +1,1 @@
+"""Kubernetes: what comes in (intake, cache, resync), what goes out (status, Events, bindings, records), Leases."""

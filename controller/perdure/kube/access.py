@@ -1,0 +1,91 @@
+"""Where the API server is and how to prove who we are: from a kubeconfig or from the Pod that we run in.
+
+Read by the `client` for its own requests and by the `intake` for kopf's, so that both always speak to the same server
+as the same user. kubectl's rules hold: `KUBECONFIG`, then `~/.kube/config`, then the service account of the Pod.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import Configuration
+
+SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
+"""Set in every container of a Pod by the kubelet."""
+
+
+class NoCluster(Exception):
+    """It cannot be found out where the API server is, or as whom to speak to it; the message says what to set."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSource:
+    """Which cluster to speak to. Both unset: as kubectl would choose."""
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+
+    @classmethod
+    def from_environment(cls, context: str | None = None) -> ClusterSource:
+        """`KUBECONFIG` if it is set; a list of files, as kubectl allows, is taken as it is."""
+        text = os.environ.get("KUBECONFIG")
+        return cls(Path(text) if text else None, context)
+
+
+class Access:
+    """An address and credentials. Tokens that are rotated on disk are read again when they are asked for."""
+
+    def __init__(self, configuration: Any) -> None:
+        self._configuration = configuration
+        self.server: str = str(configuration.host).rstrip("/")
+        self.proxy: str | None = configuration.proxy or None
+        self.server_hostname: str | None = getattr(configuration, "tls_server_name", None) or None
+
+    async def headers(self) -> dict[str, str]:
+        """The Authorization header, if there is one (client certificates need none)."""
+        token = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        return {"Authorization": str(token)} if token else {}
+
+    def tls(self) -> ssl.SSLContext | bool:
+        """How the server is verified, with our client certificate; `True` is aiohttp's word for plain http."""
+        configuration = self._configuration
+        if not self.server.startswith("https:"):
+            return True
+        context = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        # Kubernetes' own authorities often lack the key-usage extension that strict checking of Python 3.13 wants.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if not configuration.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if configuration.cert_file:
+            context.load_cert_chain(configuration.cert_file, configuration.key_file)
+        return context
+
+
+async def load_access(source: ClusterSource) -> Access:
+    """Read the configuration. Raises `NoCluster`."""
+    configuration = Configuration()
+    path = source.kubeconfig or Path.home() / ".kube" / "config"
+    files = [Path(part) for part in str(path).split(os.pathsep)]
+    try:
+        if any(file.exists() for file in files):
+            await kube_config.load_kube_config(
+                config_file=str(path),
+                context=source.context,
+                client_configuration=configuration,
+                persist_config=False,
+            )
+        elif source.kubeconfig is None and os.environ.get(SERVICE_HOST):
+            kube_config.load_incluster_config(client_configuration=configuration)
+        else:
+            raise NoCluster(f"no kubeconfig at {path} and not in a Pod; set KUBECONFIG, or give --kubeconfig")
+    except kube_config.ConfigException as error:
+        raise NoCluster(f"the kubeconfig {path} cannot be used: {error}") from error
+    except OSError as error:
+        raise NoCluster(f"the kubeconfig {path} cannot be read: {error}") from error
+    return Access(configuration)

@@ -1,0 +1,188 @@
+"""RuntimeNodes: the agent's report of its node, and the controller's view of all nodes with who is alive.
+
+Liveness is a Lease (`lease.py`), not a field here: a heartbeat in a status would wake every watcher each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import structlog
+
+from perdure.api.names import API_VERSION, NODE_KIND, NodeId, NodeName
+from perdure.api.node import NodeStatus, RuntimeNode, parse_node
+from perdure.kube import clock, paths
+from perdure.kube.client import ApiClient, ApiRefused, Json
+from perdure.kube.heartbeat import NODE_LEASE_SECONDS, NODE_LEASE_SELECTOR, node_of_lease
+from perdure.kube.lease import LeaseWatch
+from perdure.kube.status import node_status_patch
+from perdure.reconcile.ports import ApiUnavailable
+
+POLL_SECONDS = 10.0
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+"""uname's names to Go's, which Kubernetes uses in labels."""
+
+log = structlog.get_logger(__name__)
+
+
+class NodeReporter:
+    """Writes one RuntimeNode: makes it if it is not there, its status when it differs, its spec never."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+        self._last: RuntimeNode | None = None
+
+    async def report(self, name: NodeName, status: NodeStatus) -> None:
+        """Raises `ApiUnavailable`."""
+        what = f"reporting RuntimeNode {name}"
+        try:
+            node = self._last if self._last and self._last.name == name else await self._read_or_create(name, what)
+            changes = node_status_patch(node.status, status, clock.now())
+            if not changes:
+                self._last = node
+                return
+            # Forgotten until the answer is here: after an error the next report reads it again.
+            self._last = None
+            path = paths.status(paths.node(name))
+            self._last = parse_node(await self._client.merge_patch(path, what, {"status": changes}))
+        except ApiRefused as refused:
+            raise ApiUnavailable(str(refused)) from refused
+
+    def forget(self) -> None:
+        """The RuntimeNode may have been changed or deleted by somebody: look at it at the next report."""
+        self._last = None
+
+    async def _read_or_create(self, name: NodeName, what: str) -> RuntimeNode:
+        try:
+            return parse_node(await self._client.get(paths.node(name), what))
+        except ApiRefused as refused:
+            if refused.code != 404:
+                raise
+        body: Json = {
+            "apiVersion": API_VERSION,
+            "kind": NODE_KIND,
+            "metadata": {"name": name, "labels": default_labels(name)},
+            "spec": {},
+        }
+        log.info("runtime node created", node=name)
+        return parse_node(await self._client.post(paths.nodes(), what, body))
+
+
+def default_labels(name: NodeName) -> dict[str, str]:
+    """What kubelet puts on a Node too, so that the usual node selectors work."""
+    machine = platform.machine()
+    return {
+        "kubernetes.io/hostname": name,
+        "kubernetes.io/os": platform.system().lower(),
+        "kubernetes.io/arch": _ARCHITECTURES.get(machine, machine),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node as the controller sees it. `alive`: its Lease was renewed within its duration, by our own clock."""
+
+    node: RuntimeNode
+    alive: bool
+
+
+class NodeCache:
+    """Every RuntimeNode, from the intake at once and from a list every few seconds; Leases from a list.
+
+    A node counts as alive until its Lease was *seen* not to change for its whole duration: clocks of machines are
+    never compared, and a controller that has just started does not take every node for lost.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        clock_seconds: Callable[[], float] = time.monotonic,
+        stale_after: float = NODE_LEASE_SECONDS,
+    ) -> None:
+        self._client = client
+        self._on_change = on_change
+        self._now = clock_seconds
+        self._nodes: dict[NodeName, RuntimeNode] = {}
+        self._leases: dict[NodeName, LeaseWatch] = {}
+        self._stale_after = stale_after
+        self._alive: frozenset[NodeName] = frozenset()
+        self.synced = False
+        """Whether every node was listed once."""
+
+    def views(self) -> Sequence[NodeView]:
+        """By name, so that choices made from it are the same each time."""
+        now = self._now()
+        return tuple(NodeView(node, self._is_alive(name, now)) for name, node in sorted(self._nodes.items()))
+
+    def name_of(self, node_id: NodeId) -> NodeName | None:
+        return next((node.name for node in self._nodes.values() if node.node_id == node_id), None)
+
+    def apply(self, node: RuntimeNode) -> None:
+        """One node as a watch shows it."""
+        self._leases.setdefault(node.name, LeaseWatch(self._now()))
+        if self._nodes.get(node.name) != node:
+            self._nodes[node.name] = node
+            self._on_change()
+
+    def deleted(self, node: RuntimeNode) -> None:
+        """A hint; the next list decides."""
+        log.info("runtime node deletion seen", node=node.name)
+
+    async def refresh(self) -> None:
+        """List nodes and Leases, and replace what is known as a whole. Raises `ApiUnavailable`."""
+        nodes: dict[NodeName, RuntimeNode] = {}
+        async for page in self._client.pages(paths.nodes(), "listing RuntimeNodes"):
+            nodes |= {node.name: node for node in map(_parse_node, page)}
+        renewals: dict[NodeName, str] = {}
+        async for page in self._client.pages(paths.leases(), "listing node Leases", NODE_LEASE_SELECTOR):
+            for raw in page:
+                renewals[node_of_lease(raw)] = str((raw.get("spec") or {}).get("renewTime", ""))
+        self._replace(nodes, renewals)
+
+    async def run(self) -> None:
+        """Refresh every few seconds until cancelled. An API server that is away changes nothing that is known."""
+        while True:
+            try:
+                await self.refresh()
+            except ApiUnavailable as error:
+                self._forgive()
+                log.warning("runtime nodes not listed", error=str(error))
+            await asyncio.sleep(POLL_SECONDS * random.uniform(0.9, 1.1))
+
+    def _replace(self, nodes: dict[NodeName, RuntimeNode], renewals: dict[NodeName, str]) -> None:
+        now = self._now()
+        for name in nodes:
+            self._leases.setdefault(name, LeaseWatch(now)).see(renewals.get(name, ""), now)
+        self._leases = {name: watch for name, watch in self._leases.items() if name in nodes}
+        alive = frozenset(name for name in nodes if self._is_alive(name, now))
+        changed = nodes != self._nodes or alive != self._alive or not self.synced
+        self._nodes, self._alive, self.synced = nodes, alive, True
+        if changed:
+            self._on_change()
+
+    def _forgive(self) -> None:
+        # While we could not look, agents could not renew either: silence of that time says nothing about them.
+        now = self._now()
+        for watch in self._leases.values():
+            watch.forgive(now)
+
+    def _is_alive(self, name: NodeName, now: float) -> bool:
+        watch = self._leases.get(name)
+        return watch is not None and watch.age(now) <= self._stale_after
+
+
+def _parse_node(raw: dict[str, Any]) -> RuntimeNode:
+    try:
+        return parse_node(raw)
+    except (KeyError, msgspec.ValidationError) as error:
+        raise ApiUnavailable(f"listing RuntimeNodes: the answer holds what is none ({error})") from error
