@@ -1,0 +1,65 @@
+"""What the worker is asked, and what it answers: JSON over its standard input and output, one line per message."""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.archive.faults import FaultKind
+from perdure.archive.manifest import Manifest, Source
+
+
+class Export(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Archive the layer at `upper` under `folder` (components below `store`)."""
+
+    store: str
+    folder: tuple[str, ...]
+    sequence: int
+    source: Source
+    upper: str
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """An archive as the catalogue knows it."""
+
+    store: str
+    folder: tuple[str, ...]
+    sequence: int
+    uid: str
+    snapshot_key: str
+    chain_id: str
+    sha256: str
+    bytes: int
+    entries: int
+    uncompressed_bytes: int
+
+
+class Verify(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    archive: Known
+
+
+class Restore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Make the layer at `upper` what `archive` holds. `staging`: a folder of ours on the same mount; `key`: whose."""
+
+    archive: Known
+    key: str
+    upper: str
+    staging: str
+
+
+Job = Export | Verify | Restore
+
+
+class Progress(msgspec.Struct, frozen=True, tag=True):
+    """The job moves. Said at most once a second, and not at all when it hangs."""
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    manifest: Manifest
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    kind: FaultKind
+    message: str
+
+
+Answer = Progress | Done | Failed
