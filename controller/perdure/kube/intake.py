@@ -55,6 +55,7 @@ class NodeSink(Protocol):
     def deleted(self, node: RuntimeNode) -> None: ...
 
 
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
 """Makes an object typed, in kopf's thread, and returns the call that hands it over, for the caller's loop."""
 
@@ -112,13 +113,24 @@ def archive_watch(seen_by: Callable[[ArchiveObject], None]) -> Watch:
 
 
 class Intake:
-    """Runs the watches until cancelled. `role` names this process among kopf's (`agent`, `controller`)."""
+    """Runs the watches until cancelled. `role` names this process among kopf's (`agent`, `controller`).
 
-    def __init__(self, client: ApiClient, source: ClusterSource, role: str, watches: Sequence[Watch]) -> None:
+    `loop_factory` makes the loop of kopf's thread (`uvloop.new_event_loop`); None: asyncio's own.
+    """
+
+    def __init__(
+        self,
+        client: ApiClient,
+        source: ClusterSource,
+        role: str,
+        watches: Sequence[Watch],
+        loop_factory: LoopFactory | None = None,
+    ) -> None:
         self._client = client
         self._source = source
         self._role = role
         self._watches = tuple(watches)
+        self._loop_factory = loop_factory
         self.restarts = 0
         """How often kopf ended by itself and was run again."""
         self.unreadable = 0
@@ -143,7 +155,7 @@ class Intake:
 
     async def _run_once(self) -> str:
         """One life of kopf; returns why it ended."""
-        operation = _Operation(asyncio.get_running_loop())
+        operation = _Operation(asyncio.get_running_loop(), self._loop_factory)
         registry = self._registry(operation.hand_over)
         settings = settings_for(self._role, {watch.plural: watch.selector for watch in self._watches})
         thread = threading.Thread(
@@ -185,8 +197,9 @@ class Intake:
 class _Operation:
     """One thread with one loop with one `kopf.operator` in it."""
 
-    def __init__(self, owner: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, owner: asyncio.AbstractEventLoop, loop_factory: LoopFactory | None) -> None:
         self._owner = owner
+        self._loop_factory = loop_factory
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._lock = threading.Lock()
@@ -195,10 +208,10 @@ class _Operation:
         """Done when the thread has nothing more to say; belongs to the owner's loop."""
 
     def run(self, registry: kopf.OperatorRegistry, settings: kopf.OperatorSettings) -> None:
-        """The thread. The same kind of loop as the owner's, so that uvloop serves here if it serves there."""
+        """The thread, from its beginning to its end."""
         why = "kopf returned"
         try:
-            with asyncio.Runner(loop_factory=type(self._owner)) as runner:
+            with asyncio.Runner(loop_factory=self._loop_factory) as runner:
                 runner.run(self._operate(registry, settings))
         except asyncio.CancelledError:
             why = "kopf was cancelled"
