@@ -67,7 +67,8 @@ def translate(error: grpc.aio.AioRpcError, method: str, address: str) -> EngineU
             f"containerd at {address} did not serve {method} ({code.name}: {text[:300]}); "
             "check that it runs and is healthy"
         )
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+    # The deadline travels with the call, so containerd or its shim may be the first to notice, in these words.
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED or text.startswith(("context deadline exceeded", "context canceled")):
         return RpcTimeout(f"containerd at {address} did not answer {method} in time; check its log and the node's load")
     kinds: dict[grpc.StatusCode, type[RpcFailed]] = {
         grpc.StatusCode.NOT_FOUND: NotFound,

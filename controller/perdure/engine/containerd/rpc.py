@@ -15,7 +15,6 @@ from typing import Any
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import MethodDescriptor
-from google.protobuf.message import Message
 
 from perdure.engine.containerd.errors import translate
 
@@ -87,7 +86,7 @@ class Connection:
             known = (
                 kind(
                     f"/{service}/{name}",
-                    request_serializer=Message.SerializeToString,
+                    request_serializer=request.SerializeToString,
                     response_deserializer=answer.FromString,
                 ),
                 request,
