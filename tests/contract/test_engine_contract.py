@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import Services
 from tests.contract.engine_rig import (
     IMAGE,
     INSTALLATION,
@@ -21,6 +20,7 @@ from tests.contract.engine_rig import (
     workspace,
 )
 from tests.contract.engine_rig_containerd import containerd_rig
+from tests.contract.engine_rig_fake import fake_rig
 
 from perdure.api.conditions import Reason
 from perdure.api.names import Kind
@@ -28,15 +28,17 @@ from perdure.api.runtime import PullPolicy, RuntimeSpec
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import TaskState
 from perdure.reconcile.ports import EngineEvent, EngineRefused
+from rig.clients import Services
 
-pytestmark = [pytest.mark.root, pytest.mark.env]
 
-
-@pytest.fixture(params=["containerd"])
-async def rig(
-    request: pytest.FixtureRequest, env: Services, containerd_namespace: str, state_dir: Path
-) -> AsyncIterator[EngineRig]:
-    async with containerd_rig(env, containerd_namespace, state_dir) as made:
+@pytest.fixture(params=[pytest.param("containerd", marks=[pytest.mark.root, pytest.mark.env]), "fake"])
+async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[EngineRig]:
+    if request.param == "fake":
+        yield fake_rig(tmp_path)
+        return
+    env: Services = request.getfixturevalue("env")
+    namespace: str = request.getfixturevalue("containerd_namespace")
+    async with containerd_rig(env, namespace, request.getfixturevalue("state_dir")) as made:
         yield made
 
 
@@ -194,6 +196,16 @@ async def test_the_layer_of_an_idle_workspace_can_be_read(rig: EngineRig) -> Non
     assert layer.staging_root.stat().st_mode & 0o7777 == 0o700
     assert layer.staging_root.stat().st_dev == layer.upper.stat().st_dev
     assert "snapshots" not in layer.staging_root.parts
+
+
+async def test_what_is_written_to_a_layer_counts_as_its_usage(rig: EngineRig) -> None:
+    ref = new_ref()
+    key = await rig.prepared(ref)
+    before = await rig.engine.usage(key)
+    ((await rig.engine.layer(key)).upper / "state").write_bytes(b"x" * 1_000_000)
+    assert 1_000_000 <= await rig.engine.usage(key) - before < 1_100_000
+    with refused(Reason.DATA_MISSING):
+        await rig.engine.usage(new_ref().snapshot_key(1))
 
 
 async def test_the_layer_of_a_running_or_unreaped_task_is_refused(rig: EngineRig) -> None:

@@ -1,0 +1,138 @@
+"""A store of archives in memory, for the crash matrix. What it holds is in a `FakeStore`, which outlives the agent.
+
+A call that is cut off leaves what a disk would show: half an archive, half of a layer. The hook is called there, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tests.fakes.engine import FakeMachine
+from tests.fakes.journal import Hook
+
+from perdure.api.archive import object_name
+from perdure.api.conditions import Reason
+from perdure.api.names import InstallationId, RuntimeRef
+from perdure.plan.world import ArchiveFacts
+from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, Layer, StoreError
+
+
+@dataclass(slots=True)
+class StoredArchive:
+    request: ArchiveRequest
+    files: dict[str, str]
+    complete: bool
+
+
+@dataclass(slots=True)
+class FakeStore:
+    """What survives the process. `broken`, when set, is why the store takes nothing."""
+
+    archives: dict[int, StoredArchive] = field(default_factory=dict)
+    broken: str | None = None
+
+
+class FakeArchives:
+    def __init__(self, store: FakeStore, machine: FakeMachine, on_call: Hook | None = None) -> None:
+        self._store = store
+        self._machine = machine
+        self._on_call = on_call
+
+    async def preflight(self, layer_bytes: int | None) -> None:
+        self._call("preflight", "before")
+        self._check_writable()
+
+    async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:
+        self._call("export", "before")
+        self._check_writable()
+        there = self._store.archives.get(request.sequence)
+        files = dict(self._machine.snapshots[layer.key].files)
+        if there is None or not there.complete:
+            half = dict(list(files.items())[: len(files) // 2])
+            self._store.archives[request.sequence] = StoredArchive(request, half, complete=False)
+            self._call("export_half", "after")
+            self._store.archives[request.sequence] = there = StoredArchive(request, files, complete=True)
+        if there.files != files:
+            raise ArchiveCorrupt(f"archive {request.sequence} is not what snapshot {layer.key} holds")
+        self._call("export", "after")
+        return _facts(request, files)
+
+    async def restore(self, archive: ArchiveFacts, layer: Layer) -> None:
+        self._call("restore", "before")
+        stored = self._verified(archive)
+        target = self._machine.snapshots[layer.key].files
+        target.clear()
+        target.update(dict(list(stored.files.items())[: len(stored.files) // 2]))
+        self._call("restore_half", "after")
+        target.update(stored.files)
+        self._call("restore", "after")
+
+    async def verify(self, archive: ArchiveFacts) -> None:
+        self._call("verify", "before")
+        self._verified(archive)
+
+    async def delete(self, archive: ArchiveFacts) -> None:
+        self._call("delete", "before")
+        self._check_writable()
+        self._store.archives.pop(archive.sequence, None)
+        self._call("delete", "after")
+
+    async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
+        self._call("list", "before")
+        return tuple(
+            sequence
+            for sequence, stored in sorted(self._store.archives.items())
+            if stored.request.installation == installation
+            and (stored.request.ref.kind, stored.request.ref.namespace, stored.request.ref.name)
+            == (identity_of.kind, identity_of.namespace, identity_of.name)
+        )
+
+    def _verified(self, archive: ArchiveFacts) -> StoredArchive:
+        if self._store.broken is not None:
+            raise StoreError(
+                f"reading archive {archive.sequence}: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE
+            )
+        stored = self._store.archives.get(archive.sequence)
+        if stored is None or not stored.complete or digest(stored.files) != archive.sha256:
+            raise ArchiveCorrupt(f"archive {archive.sequence} is not what the catalogue says")
+        return stored
+
+    def _check_writable(self) -> None:
+        if self._store.broken is not None:
+            raise StoreError(f"the store takes nothing: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE)
+
+    def _call(self, name: str, when: Literal["before", "after"]) -> None:
+        if self._on_call is not None:
+            self._on_call(f"archives.{name}", when)
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """The hash of what an archive holds."""
+    return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
+
+
+def _facts(request: ArchiveRequest, files: Mapping[str, str]) -> ArchiveFacts:
+    ref, workspace = request.ref, request.workspace
+    size = 100 * len(files)
+    return ArchiveFacts(
+        sequence=request.sequence,
+        kind=ref.kind,
+        namespace=ref.namespace,
+        name=ref.name,
+        uid=ref.uid,
+        store="fake",
+        node_id=request.node_id,
+        snapshot_key=workspace.key,
+        image=workspace.image,
+        image_digest=workspace.image_digest,
+        chain_id=workspace.chain_id,
+        sha256=digest(files),
+        bytes=size,
+        entries=len(files),
+        uncompressed_bytes=size,
+        empty=not files,
+        object_name=object_name(ref.kind, ref.name, request.sequence),
+    )
