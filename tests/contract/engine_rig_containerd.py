@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests.conftest import Services
 from tests.contract.engine_rig import INSTALLATION, EngineRig
 
 from perdure.api.names import InstallationId, RuntimeRef
 from perdure.api.runtime import RuntimeSpec
 from perdure.engine.containerd import ContainerdEngine, ContainerdSettings
 from perdure.network.none import LoopbackSandbox
+from rig.clients import Services
+from rig.processes import wait_until
 
 
 def settings(
@@ -55,9 +56,9 @@ async def containerd_rig(env: Services, namespace: str, state_dir: Path) -> Asyn
         return (await sandbox.create(ref, RuntimeSpec(image="none"))).netns
 
     async def ready(ref: RuntimeRef) -> None:
-        async with asyncio.timeout(30):
-            while "ready" not in output(state_dir, ref):
-                await asyncio.sleep(0.01)
+        await asyncio.to_thread(
+            wait_until, lambda: "ready" in output(state_dir, ref), f"{ref} says that it is ready", seconds=30
+        )
 
     try:
         yield EngineRig(engine_for(INSTALLATION), engine_for, make_netns, ready)

@@ -82,6 +82,9 @@ class ContainerdEngine:
     async def open_gate(self, key: SnapshotKey) -> None:
         await self._workspaces.open_gate(key)
 
+    async def usage(self, key: SnapshotKey) -> int:
+        return await self._workspaces.usage(key)
+
     async def layer(self, key: SnapshotKey) -> Layer:
         return await self._workspaces.layer(key)
 

@@ -22,6 +22,8 @@ READ_SECONDS = 10.0
 """Deadline of a call that reads or writes containerd's database."""
 UNPACK_SECONDS = 600.0
 """Deadline of unpacking one layer."""
+USAGE_SECONDS = 120.0
+"""Deadline of counting a layer's bytes: 0.2 s for 50,000 files on a local disk."""
 RUNTIME_SECONDS = 60.0
 """Deadline of a call that starts a shim or runc."""
 MESSAGE_BYTES = 64 << 20

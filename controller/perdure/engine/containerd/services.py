@@ -15,7 +15,14 @@ from typing import Any
 import grpc
 
 from perdure.engine.containerd.errors import RpcFailed
-from perdure.engine.containerd.rpc import RUNTIME_SECONDS, UNPACK_SECONDS, Connection, message_class, packed
+from perdure.engine.containerd.rpc import (
+    RUNTIME_SECONDS,
+    UNPACK_SECONDS,
+    USAGE_SECONDS,
+    Connection,
+    message_class,
+    packed,
+)
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
@@ -274,6 +281,11 @@ class Snapshots:
         await self._rpc.unary(
             _SNAPSHOTS, "Commit", lease=lease, snapshotter=self._name, name=name, key=key, labels=labels
         )
+
+    async def usage(self, key: str) -> int:
+        """Bytes of a snapshot without its parents; of an active one by a walk over its files."""
+        answer = await self._rpc.unary(_SNAPSHOTS, "Usage", deadline=USAGE_SECONDS, snapshotter=self._name, key=key)
+        return int(answer.size)
 
     async def remove(self, key: str) -> None:
         await self._rpc.unary(_SNAPSHOTS, "Remove", snapshotter=self._name, key=key)

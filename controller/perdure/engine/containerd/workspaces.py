@@ -29,6 +29,12 @@ def lease_of(key: SnapshotKey) -> str:
     return f"ws-{key}"
 
 
+def _missing(key: SnapshotKey) -> EngineRefused:
+    return EngineRefused(
+        f"snapshot {key} is not there; its data may be missing", reason=Reason.DATA_MISSING, blocks_data=True
+    )
+
+
 class Workspaces:
     """Called for the workspace methods of the port, and by tasks before one is started."""
 
@@ -108,9 +114,7 @@ class Workspaces:
         except NotFound as error:
             if not error.is_about("snapshot", key):
                 raise
-            raise EngineRefused(
-                f"snapshot {key} is not there; its data may be missing", reason=Reason.DATA_MISSING, blocks_data=True
-            ) from error
+            raise _missing(key) from error
         except overlay.NotOverlay as error:
             raise EngineRefused(f"snapshot {key}: {error}", reason=Reason.INTERNAL_ERROR) from error
 
@@ -121,11 +125,15 @@ class Workspaces:
                 f"cannot {doing} {key}: a task has it mounted; stop that task first", reason=Reason.SNAPSHOT_CONFLICT
             )
 
+    async def usage(self, key: SnapshotKey) -> int:
+        """Bytes in the writable layer. Raises `EngineRefused(DataMissing)` where there is none."""
+        if await self.own(key) is None:
+            raise _missing(key)
+        return await self._services.snapshots.usage(key)
+
     async def layer(self, key: SnapshotKey) -> Layer:
         if await self.own(key) is None:
-            raise EngineRefused(
-                f"snapshot {key} is not there; its data may be missing", reason=Reason.DATA_MISSING, blocks_data=True
-            )
+            raise _missing(key)
         _, layers = await self.disk(key)
         await self.refuse_if_in_use(key, layers, "read the layer of")
         try:
