@@ -1,0 +1,1 @@
+"""The ledger: what was bound, done, leased and archived, in PostgreSQL 14 or newer. The only importer of psycopg."""

@@ -1,0 +1,209 @@
+"""`PostgresAgentLedger`: the `AgentLedger` port. One per agent process; every row it writes is of its installation."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from perdure.api.conditions import Reason
+from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, Uid
+from perdure.api.runtime import Restore
+from perdure.ledger import catalogue, leases, operations
+from perdure.ledger.database import Connection, Database
+from perdure.ledger.identity import read_identity
+from perdure.plan.certainty import Certain, Present, Unknown
+from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
+from perdure.reconcile.ports import (
+    Lease,
+    LedgerIdentity,
+    LedgerUnavailable,
+    OperationFinished,
+    OperationRow,
+    OperationStarted,
+    PortError,
+)
+
+_TOKEN_BYTES = 16
+
+
+class PostgresAgentLedger:
+    """Leases are held in the name of the node: a restarted agent takes over its own at once."""
+
+    def __init__(
+        self,
+        database: Database,
+        installation: InstallationId,
+        node: NodeId,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._database = database
+        self._installation = installation
+        self._node = node
+        self._monotonic = monotonic
+
+    async def identity(self) -> LedgerIdentity:
+        return await read_identity(self._database, self._installation)
+
+    async def facts(self, ref: RuntimeRef, restore: Restore) -> Certain[LedgerFacts]:
+        parameters = operations.identity_parameters(self._installation, ref) | catalogue.restore_parameters(restore)
+        try:
+            row = await self._database.row(f"asking what is known of {ref}", catalogue.FACTS, parameters)
+        except LedgerUnavailable as error:
+            return Unknown(str(error))
+        if row is None:
+            return Unknown(f"asking what is known of {ref}: the ledger answered nothing")
+        return Present(
+            LedgerFacts(
+                data_seen=row["snapshot_key"],
+                released=row["released"],
+                latest=catalogue.archive_facts(row["latest"]) if row["latest"] else None,
+                named=catalogue.archive_facts(row["named"]) if row["named"] else None,
+                unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------ operations
+
+    async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
+        """All rows or none of them, in one round trip or two."""
+        statements = [self._apply(row, node) for row in rows]
+
+        async def work(connection: Connection) -> None:
+            async with connection.pipeline(), connection.transaction():
+                for statement, parameters in statements:
+                    await connection.execute(statement, parameters)
+
+        await self._database.run(f"writing {len(rows)} rows of operations", work)
+
+    def _apply(self, row: OperationRow, node: NodeName) -> tuple[sql.SQL, dict[str, object]]:
+        if isinstance(row, OperationStarted):
+            return operations.STARTED, operations.started_parameters(self._installation, row, node)
+        return operations.FINISHED, operations.finished_parameters(self._installation, row, node, release=False)
+
+    async def begin(self, row: OperationStarted, node: NodeName, lease: Lease) -> None:
+        parameters = operations.started_parameters(self._installation, row, node)
+        await self._fenced(f"beginning {row.op} of {row.ref}", operations.BEGIN, parameters, lease)
+
+    async def finish(self, row: OperationFinished, node: NodeName, lease: Lease, *, release: bool) -> None:
+        parameters = operations.finished_parameters(self._installation, row, node, release=release)
+        await self._fenced(f"finishing operation {row.id} of {row.ref}", operations.FINISH, parameters, lease)
+
+    async def _fenced(self, doing: str, statement: sql.SQL, parameters: dict[str, object], lease: Lease) -> DictRow:
+        """The row of a statement that answers whether its lease was `held`. Raises `StaleFence` if it was not."""
+        row = await self._database.row(doing, statement, parameters | leases.parameters(lease))
+        if row is None or not row["held"]:
+            raise leases.stale(doing, lease)
+        return row
+
+    # ------------------------------------------------------------------------------------------ leases
+
+    async def acquire(self, key: str, ttl: float) -> Lease:
+        """`ttl` in seconds. If an answer was lost, the repetition takes over what the first try took."""
+        asked_at = self._monotonic()
+        token = secrets.token_hex(_TOKEN_BYTES)
+        row = await self._database.row(
+            f"taking the lease {key}",
+            leases.ACQUIRE,
+            {"installation": self._installation, "key": key, "holder": self._node, "token": token, "ttl": ttl},
+        )
+        if row is None:
+            raise PortError(
+                f"taking the lease {key}: another node holds it; it is tried again when that lease is given back or "
+                "has run out",
+                reason=Reason.IN_PROGRESS,
+            )
+        return Lease(key, token, row["fence"], asked_at + ttl)
+
+    async def renew(self, lease: Lease, ttl: float) -> Lease:
+        """A lease that has run out can be renewed as long as nobody took it."""
+        asked_at = self._monotonic()
+        doing = f"renewing the lease {lease.key}"
+        parameters = {"installation": self._installation, "ttl": ttl, **leases.parameters(lease)}
+        if await self._database.row(doing, leases.RENEW, parameters) is None:
+            raise leases.stale(doing, lease)
+        return Lease(lease.key, lease.token, lease.fence, asked_at + ttl)
+
+    async def release(self, lease: Lease) -> None:
+        """Not ours any more: nothing."""
+        parameters = {"installation": self._installation, **leases.parameters(lease)}
+        await self._database.write(f"giving the lease {lease.key} back", leases.RELEASE, parameters)
+
+    # ------------------------------------------------------------------------------------------ archives
+
+    async def begin_archive(
+        self, operation: OperationId, ref: RuntimeRef, workspace: Workspace, node: NodeId, lease: Lease
+    ) -> int:
+        doing = f"beginning an archive of {ref}"
+        row = await self._database.row(
+            doing,
+            catalogue.BEGIN,
+            {
+                **operations.identity_parameters(self._installation, ref),
+                **leases.parameters(lease),
+                "operation": operation,
+                "node_id": node,
+                "snapshot_key": workspace.key,
+                "image": workspace.image,
+                "image_digest": workspace.image_digest,
+                "chain_id": workspace.chain_id,
+            },
+        )
+        if row is None:
+            raise leases.stale(doing, lease)
+        return int(row["sequence"])
+
+    async def finish_archive(self, archive: ArchiveFacts, lease: Lease) -> None:
+        """Raises `LedgerUnavailable` if the catalogue has no such row: it is another one than when writing began."""
+        doing = f"entering archive {archive.sequence} of {archive.kind}/{archive.namespace}/{archive.name}"
+        parameters = {
+            "installation": self._installation,
+            "sequence": archive.sequence,
+            "uid": archive.uid,
+            "snapshot_key": archive.snapshot_key,
+            "store": archive.store,
+            "node_id": archive.node_id,
+            "sha256": archive.sha256,
+            "bytes": archive.bytes,
+            "entries": archive.entries,
+            "uncompressed_bytes": archive.uncompressed_bytes,
+            "empty": archive.empty,
+        }
+        row = await self._fenced(doing, catalogue.VERIFY, parameters, lease)
+        if not row["done"]:
+            raise LedgerUnavailable(
+                f"{doing}: the catalogue has that sequence as {row['state'] or 'unknown'}, not as this archive being "
+                "written; the snapshot is kept and archived anew"
+            )
+
+    async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
+        rows = await self._database.rows(
+            f"listing the archives of {identity.kind} {identity.name}",
+            catalogue.OF_IDENTITY,
+            {
+                "installation": self._installation,
+                "namespace_uid": identity.namespace_uid,
+                "kind": identity.kind,
+                "name": identity.name,
+                "node_id": node,
+            },
+        )
+        return tuple(map(catalogue.archive_facts, rows))
+
+    async def mark_purged(self, sequence: int, lease: Lease) -> None:
+        """Raises `PortError(PurgeFailed)` for an archive that is not verified: a quarantined one is never deleted."""
+        doing = f"marking archive {sequence} as purged"
+        parameters = {"installation": self._installation, "sequence": sequence}
+        row = await self._fenced(doing, catalogue.MARK_PURGED, parameters, lease)
+        if not row["done"]:
+            raise PortError(
+                f"{doing}: the catalogue has it as {row['state'] or 'unknown'}; only a verified archive is purged",
+                reason=Reason.PURGE_FAILED,
+            )
+
+    async def quarantine(self, sequence: int, why: str) -> None:
+        parameters = {"installation": self._installation, "sequence": sequence, "why": operations.storable(why)}
+        await self._database.write(f"putting archive {sequence} into quarantine", catalogue.QUARANTINE, parameters)

@@ -1,0 +1,139 @@
+"""Archives and what is known of a life, as SQL, and how a row of the catalogue becomes `ArchiveFacts`.
+
+States: writing -> verified -> quarantined or purged. Only a verified archive is ever restored; a quarantined one is
+never purged. Used by both ledgers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from psycopg import sql
+
+from perdure.api.runtime import Restore, RestorePolicy
+from perdure.ledger.leases import HELD
+from perdure.plan.world import ArchiveFacts
+
+BEGIN = sql.SQL(f"""
+WITH {HELD}
+INSERT INTO archives (
+    installation, sequence, operation, state, uid, namespace_uid, kind, namespace, name,
+    node_id, snapshot_key, image, image_digest, chain_id
+)
+SELECT %(installation)s, nextval('archive_sequences'), %(operation)s, 'writing', %(uid)s, %(namespace_uid)s, %(kind)s,
+       %(namespace)s, %(name)s, %(node_id)s, %(snapshot_key)s, %(image)s, %(image_digest)s, %(chain_id)s
+  FROM held
+ON CONFLICT (installation, operation) DO UPDATE SET operation = excluded.operation
+RETURNING sequence
+""")
+
+VERIFY = sql.SQL(f"""
+WITH {HELD}, verified AS (
+    UPDATE archives
+       SET state = 'verified', verified_at = COALESCE(verified_at, now()), store = %(store)s, node_id = %(node_id)s,
+           sha256 = %(sha256)s, bytes = %(bytes)s, entries = %(entries)s,
+           uncompressed_bytes = %(uncompressed_bytes)s, empty = %(empty)s
+      FROM held
+     WHERE installation = %(installation)s AND sequence = %(sequence)s AND uid = %(uid)s
+       AND snapshot_key = %(snapshot_key)s
+       AND (state = 'writing' OR state = 'verified' AND sha256 = %(sha256)s)
+    RETURNING sequence
+)
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM verified) AS done,
+       (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+""")
+
+MARK_PURGED = sql.SQL(f"""
+WITH {HELD}, purged AS (
+    UPDATE archives SET state = 'purged', purged_at = COALESCE(purged_at, now())
+      FROM held
+     WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('verified', 'purged')
+    RETURNING sequence
+)
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM purged) AS done,
+       (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+""")
+
+QUARANTINE = sql.SQL("""
+UPDATE archives SET state = 'quarantined', quarantined_at = now(), why = %(why)s
+ WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('writing', 'verified')
+""")
+
+OF_IDENTITY = sql.SQL("""
+SELECT * FROM archives
+ WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+   AND state = 'verified'
+   AND (%(node_id)s::text IS NULL OR node_id IS NULL OR node_id = %(node_id)s)
+ ORDER BY sequence
+""")
+
+LATEST = """
+(SELECT to_jsonb(latest) FROM archives AS latest
+  WHERE latest.installation = %(installation)s AND latest.namespace_uid = %(namespace_uid)s
+    AND latest.kind = %(kind)s AND latest.name = %(name)s AND latest.state = 'verified' AND NOT latest.empty
+  ORDER BY latest.sequence DESC LIMIT 1)
+"""
+NAMED = """
+(SELECT to_jsonb(named) FROM archives AS named
+  WHERE %(archive)s::text IS NOT NULL AND named.installation = %(installation)s
+    AND named.namespace_uid = %(namespace_uid)s AND named.object_name = %(archive)s AND named.object_name <> ''
+    AND named.state = 'verified'
+  ORDER BY named.sequence DESC LIMIT 1)
+"""
+
+FACTS = sql.SQL(f"""
+SELECT this.snapshot_key, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named,
+       ARRAY(SELECT other.uid FROM runtimes AS other
+              WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
+                AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
+                AND other.snapshot_key IS NOT NULL AND other.released_at IS NULL
+              ORDER BY other.created_at, other.uid) AS unarchived
+  FROM (VALUES (1)) AS always
+  LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
+""")
+
+BOUND = sql.SQL(f"""
+SELECT binding.node_name, binding.node_id, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named
+  FROM (VALUES (1)) AS always
+  LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
+  LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
+""")
+
+UNPUBLISHED = sql.SQL("""
+SELECT * FROM archives
+ WHERE installation = %(installation)s AND state = 'verified' AND published_at IS NULL
+ ORDER BY sequence LIMIT %(limit)s
+""")
+
+PUBLISHED = sql.SQL("""
+UPDATE archives SET object_name = %(object_name)s, published_at = COALESCE(published_at, now())
+ WHERE installation = %(installation)s AND sequence = %(sequence)s
+""")
+
+PURGED = sql.SQL("""
+SELECT * FROM archives
+ WHERE installation = %(installation)s AND state = 'purged' AND unpublished_at IS NULL
+ ORDER BY sequence LIMIT %(limit)s
+""")
+
+UNPUBLISHED_NOW = sql.SQL("""
+UPDATE archives SET unpublished_at = COALESCE(unpublished_at, now())
+ WHERE installation = %(installation)s AND sequence = %(sequence)s AND state = 'purged'
+""")
+
+RETAIN = sql.SQL("""
+UPDATE archives SET retain = %(retain)s
+ WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND object_name = %(object_name)s
+   AND retain <> %(retain)s
+""")
+
+
+def archive_facts(row: Mapping[str, Any]) -> ArchiveFacts:
+    """A row of `archives` (or its JSON), typed. Columns that are not facts are left out."""
+    return msgspec.convert(row, ArchiveFacts)
+
+
+def restore_parameters(restore: Restore) -> dict[str, object]:
+    return {"archive": restore.archive if restore.policy is RestorePolicy.ARCHIVE else None}

@@ -1,0 +1,167 @@
+"""`PostgresControllerLedger`: the `ControllerLedger` port. Its writes need no lease: each is decided by the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from psycopg import sql
+from psycopg.rows import DictRow
+
+from perdure.api.archive import object_name as object_name_of
+from perdure.api.names import InstallationId, NamespaceUid, NodeId, NodeName, RuntimeRef
+from perdure.api.runtime import Restore, RestorePolicy
+from perdure.ledger import catalogue, operations
+from perdure.ledger.database import Database
+from perdure.ledger.identity import read_identity
+from perdure.plan.world import ArchiveFacts
+from perdure.reconcile.ports import Binding, BoundRow, LedgerIdentity, LedgerUnavailable
+
+_BIND = sql.SQL("""
+WITH bound AS (
+    INSERT INTO bindings (installation, uid, node_name, node_id)
+    VALUES (%(installation)s, %(uid)s, %(node_name)s, %(node_id)s)
+    ON CONFLICT DO NOTHING
+    RETURNING node_name, node_id
+), runtime AS (
+    INSERT INTO runtimes (installation, uid, namespace_uid, kind, namespace, name, node_name, image)
+    SELECT %(installation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, node_name, %(image)s
+      FROM bound
+    ON CONFLICT DO NOTHING
+)
+SELECT node_name, node_id FROM bound
+ UNION ALL
+SELECT node_name, node_id FROM bindings WHERE installation = %(installation)s AND uid = %(uid)s
+""")
+
+_BINDING = sql.SQL("SELECT node_name, node_id FROM bindings WHERE installation = %(installation)s AND uid = %(uid)s")
+
+_FORCE_RELEASE = sql.SQL("""
+WITH given_up AS (
+    INSERT INTO runtimes AS runtime (
+        installation, uid, namespace_uid, kind, namespace, name, force_released_at, force_release_reason
+    )
+    VALUES (%(installation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, now(), %(reason)s)
+    ON CONFLICT (installation, uid) DO UPDATE
+       SET force_released_at = now(), force_release_reason = excluded.force_release_reason,
+           version = runtime.version + 1, updated_at = now()
+     WHERE runtime.force_released_at IS NULL
+    RETURNING uid
+)
+INSERT INTO operations (
+    installation, id, uid, namespace_uid, kind, namespace, name, node_name,
+    op, source, outcome, message, started_at, finished_at
+)
+SELECT %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, '',
+       'force_release', 'kubectl', 'success', %(reason)s, now(), now()
+  FROM given_up
+ON CONFLICT DO NOTHING
+""")
+
+
+class PostgresControllerLedger:
+    """One per controller process; every row is of its installation."""
+
+    def __init__(self, database: Database, installation: InstallationId) -> None:
+        self._database = database
+        self._installation = installation
+
+    async def identity(self) -> LedgerIdentity:
+        return await read_identity(self._database, self._installation)
+
+    async def read(self, ref: RuntimeRef, restore: Restore) -> BoundRow:
+        doing = f"asking where {ref} is bound"
+        parameters = operations.identity_parameters(self._installation, ref) | catalogue.restore_parameters(restore)
+        row = await self._database.row(doing, catalogue.BOUND, parameters)
+        if row is None:
+            raise LedgerUnavailable(f"{doing}: the ledger answered nothing")
+        archive = {
+            RestorePolicy.LATEST: row["latest"],
+            RestorePolicy.ARCHIVE: row["named"],
+            RestorePolicy.NONE: None,
+        }[restore.policy]
+        return BoundRow(
+            binding=_binding(ref, row) if row["node_id"] is not None else None,
+            released=row["released"],
+            latest_node=NodeId(archive["node_id"]) if archive and archive["node_id"] is not None else None,
+            archive_known=archive is not None,
+        )
+
+    async def bind(self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str) -> Binding:
+        doing = f"binding {ref} to {node}"
+        parameters = {
+            **operations.identity_parameters(self._installation, ref),
+            "node_name": node,
+            "node_id": node_id,
+            "image": image,
+        }
+        # Empty when another controller's insert committed while ours waited for it: our snapshot is older than its row.
+        row = await self._database.row(doing, _BIND, parameters) or await self._database.row(
+            doing, _BINDING, {"installation": self._installation, "uid": ref.uid}
+        )
+        if row is None:
+            raise LedgerUnavailable(f"{doing}: the ledger neither took the binding nor has one")
+        return _binding(ref, row)
+
+    async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
+        """Oldest first."""
+        rows = await self._database.rows(
+            "listing archives without an object",
+            catalogue.UNPUBLISHED,
+            {"installation": self._installation, "limit": limit},
+        )
+        return tuple(map(catalogue.archive_facts, rows))
+
+    async def published(self, sequence: int, object_name: str) -> None:
+        await self._write(
+            f"recording the object {object_name} of archive {sequence}",
+            catalogue.PUBLISHED,
+            sequence=sequence,
+            object_name=object_name,
+        )
+
+    async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
+        """Oldest first. One that was never recorded as published is among them, with the name that its object has if a
+        controller was killed between making and recording it."""
+        rows = await self._database.rows(
+            "listing purged archives that may have an object",
+            catalogue.PURGED,
+            {"installation": self._installation, "limit": limit},
+        )
+        found = map(catalogue.archive_facts, rows)
+        return tuple(
+            archive
+            if archive.object_name
+            else replace(archive, object_name=object_name_of(archive.kind, archive.name, archive.sequence))
+            for archive in found
+        )
+
+    async def unpublish(self, sequence: int) -> None:
+        await self._write(
+            f"recording that archive {sequence} has no object any more", catalogue.UNPUBLISHED_NOW, sequence=sequence
+        )
+
+    async def force_release(self, ref: RuntimeRef, reason: str) -> None:
+        await self._write(
+            f"recording that {ref} was given up",
+            _FORCE_RELEASE,
+            **operations.identity_parameters(self._installation, ref),
+            id=f"{ref.uid}/force-release",
+            reason=operations.storable(reason),
+        )
+
+    async def record_retained(self, namespace_uid: NamespaceUid, object_name: str, retain: bool) -> None:
+        await self._write(
+            f"recording whether a purge spares {object_name}",
+            catalogue.RETAIN,
+            namespace_uid=namespace_uid,
+            object_name=object_name,
+            retain=retain,
+        )
+
+    async def _write(self, doing: str, statement: sql.SQL, **parameters: object) -> None:
+        await self._database.write(doing, statement, {"installation": self._installation, **parameters})
+
+
+def _binding(ref: RuntimeRef, row: DictRow) -> Binding:
+    return Binding(ref.uid, NodeName(row["node_name"]), NodeId(row["node_id"]))

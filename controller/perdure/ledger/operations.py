@@ -1,0 +1,142 @@
+"""Operations and what they do to a runtime's row, as SQL: the state change and the operation's row are one statement.
+
+Rows may come twice and in any order: an operation is completed once, what is there is never changed, and a runtime's
+row is moved only by a newer operation. That the runtime had data (`snapshot_key`) is kept whatever the order.
+"""
+
+from __future__ import annotations
+
+from psycopg import sql
+
+from perdure.api.names import InstallationId, NodeName, RuntimeRef
+from perdure.ledger.leases import HELD
+from perdure.reconcile.ports import OperationFinished, OperationStarted
+
+_STARTED_VALUES = """
+    %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
+    %(op)s, %(source)s, {fence}, %(before)s, %(image)s, to_timestamp(%(at)s)
+"""
+_STARTED_INSERT = """
+INSERT INTO operations (
+    installation, id, uid, namespace_uid, kind, namespace, name, node_name,
+    op, source, fence, before, image, started_at
+)
+"""
+_STARTED_CONFLICT = """
+ON CONFLICT (installation, id) DO UPDATE
+   SET op = COALESCE(operations.op, excluded.op), source = COALESCE(operations.source, excluded.source),
+       before = COALESCE(operations.before, excluded.before), image = COALESCE(operations.image, excluded.image),
+       started_at = COALESCE(operations.started_at, excluded.started_at),
+       fence = GREATEST(operations.fence, excluded.fence)
+"""
+STARTED = sql.SQL(
+    _STARTED_INSERT
+    + f"VALUES ({_STARTED_VALUES.format(fence='NULL')})"
+    + _STARTED_CONFLICT
+    + "WHERE operations.started_at IS NULL"
+)
+BEGIN = sql.SQL(
+    f"WITH {HELD}, begun AS ({_STARTED_INSERT} SELECT {_STARTED_VALUES.format(fence='held.fence')} FROM held"
+    f" {_STARTED_CONFLICT} WHERE operations.finished_at IS NULL) SELECT EXISTS (SELECT FROM held) AS held"
+)
+
+_FINISHED = """
+INSERT INTO operations (
+    installation, id, uid, namespace_uid, kind, namespace, name, node_name,
+    fence, after, outcome, error_code, message, image, snapshot_key, finished_at
+)
+SELECT %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
+       {fence}, %(after)s, %(outcome)s, %(error_code)s, %(message)s, %(image)s, %(snapshot_key)s, to_timestamp(%(at)s)
+{source}
+ON CONFLICT (installation, id) DO UPDATE
+   SET after = excluded.after, outcome = excluded.outcome, error_code = excluded.error_code,
+       message = excluded.message, image = COALESCE(excluded.image, operations.image),
+       snapshot_key = excluded.snapshot_key, finished_at = excluded.finished_at
+ WHERE operations.finished_at IS NULL
+RETURNING id
+"""
+
+_MOVE_RUNTIME = """
+INSERT INTO runtimes AS runtime (
+    installation, uid, namespace_uid, kind, namespace, name, node_name,
+    actual_state, state_at, container, image, snapshot_key, released_at, released_by
+)
+SELECT %(installation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
+       %(after)s, to_timestamp(%(at)s), %(container)s, %(image)s, %(snapshot_key)s,
+       CASE WHEN %(release)s THEN now() END, CASE WHEN %(release)s THEN %(id)s END
+{source}
+ON CONFLICT (installation, uid) DO UPDATE
+   SET actual_state = CASE WHEN {newer} THEN excluded.actual_state ELSE runtime.actual_state END,
+       node_name = CASE WHEN {newer} THEN excluded.node_name ELSE runtime.node_name END,
+       image = CASE WHEN {newer} THEN COALESCE(excluded.image, runtime.image) ELSE runtime.image END,
+       snapshot_key = CASE WHEN {newer} THEN COALESCE(excluded.snapshot_key, runtime.snapshot_key)
+                           ELSE COALESCE(runtime.snapshot_key, excluded.snapshot_key) END,
+       container = excluded.container,
+       state_at = GREATEST(runtime.state_at, excluded.state_at),
+       released_at = excluded.released_at, released_by = excluded.released_by,
+       version = runtime.version + 1, updated_at = now()
+ WHERE runtime.released_at IS NULL
+"""
+_NEWER = "(runtime.state_at IS NULL OR runtime.state_at <= excluded.state_at)"
+
+FINISHED = sql.SQL(
+    f"WITH finished AS ({_FINISHED.format(fence='NULL', source='')})"
+    + _MOVE_RUNTIME.format(newer=_NEWER, source="FROM finished")
+)
+"""Without a lease: an operation that is there already, finished, moves nothing."""
+
+FINISH = sql.SQL(
+    f"WITH {HELD}, finished AS ({_FINISHED.format(fence='held.fence', source='FROM held')}),"
+    f" moved AS ({_MOVE_RUNTIME.format(newer=_NEWER, source='FROM held')})"
+    " SELECT EXISTS (SELECT FROM held) AS held"
+)
+"""Under a lease, and with the release of the life if it is over. A repetition moves the runtime's row again: the first
+try may have closed the operation without the release."""
+
+
+def started_parameters(installation: InstallationId, row: OperationStarted, node: NodeName) -> dict[str, object]:
+    return {
+        **identity_parameters(installation, row.ref),
+        "id": row.id,
+        "node_name": node,
+        "op": row.op,
+        "source": row.source,
+        "before": row.before,
+        "image": row.image or None,
+        "at": row.at,
+    }
+
+
+def finished_parameters(
+    installation: InstallationId, row: OperationFinished, node: NodeName, *, release: bool
+) -> dict[str, object]:
+    return {
+        **identity_parameters(installation, row.ref),
+        "id": row.id,
+        "node_name": node,
+        "after": row.after,
+        "outcome": row.outcome,
+        "error_code": row.error_code or None,
+        "message": storable(row.message) or None,
+        "image": row.image or None,
+        "snapshot_key": row.snapshot_key,
+        "container": row.ref.container_id,
+        "at": row.at,
+        "release": release,
+    }
+
+
+def identity_parameters(installation: InstallationId, ref: RuntimeRef) -> dict[str, object]:
+    return {
+        "installation": installation,
+        "uid": ref.uid,
+        "namespace_uid": ref.namespace_uid,
+        "kind": ref.kind,
+        "namespace": ref.namespace,
+        "name": ref.name,
+    }
+
+
+def storable(text: str) -> str:
+    """Text as PostgreSQL takes it (no NUL, no lone surrogate): a message must never keep a row in the outbox."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
