@@ -1,0 +1,422 @@
+"""Both ledger ports in memory, for the crash matrix. They pass `tests/contract/test_ledger_contract.py`, as PostgreSQL.
+
+What was written is in a `LedgerTables`, which outlives the ledger objects and is shared by all of them, as a database
+is. Time is the `now` of the tables: tests set it to let leases run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from perdure.api.archive import object_name as object_name_of
+from perdure.api.conditions import Reason
+from perdure.api.names import Identity, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.phases import Phase
+from perdure.api.runtime import Restore, RestorePolicy
+from perdure.plan.certainty import Certain, Present, Unknown
+from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
+from perdure.reconcile.ports import (
+    Binding,
+    BoundRow,
+    Lease,
+    LedgerIdentity,
+    LedgerUnavailable,
+    OperationFinished,
+    OperationRow,
+    OperationStarted,
+    PortError,
+    StaleFence,
+)
+
+Hook = Callable[[str, Literal["before", "after"]], None]
+"""Called around every call with its name (`ledger.begin`); what it raises is the kill."""
+
+
+@dataclass(slots=True)
+class OperationEntry:
+    """A row of `operations`."""
+
+    id: OperationId
+    ref: RuntimeRef
+    op: Op | None = None
+    source: Source | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    before: Phase | None = None
+    after: Phase | None = None
+    outcome: Outcome | None = None
+    error_code: str = ""
+    message: str = ""
+    fence: int | None = None
+
+
+@dataclass(slots=True)
+class RuntimeEntry:
+    """A row of `runtimes`."""
+
+    ref: RuntimeRef
+    state: Phase | None = None
+    state_at: float | None = None
+    snapshot_key: SnapshotKey | None = None
+    released: bool = False
+    force_release_reason: str | None = None
+
+
+@dataclass(slots=True)
+class LeaseEntry:
+    holder: NodeId
+    token: str
+    fence: int
+    expires_at: float
+
+
+ArchiveState = Literal["writing", "verified", "quarantined", "purged"]
+
+
+@dataclass(slots=True)
+class ArchiveEntry:
+    """A row of `archives`."""
+
+    facts: ArchiveFacts
+    ref: RuntimeRef
+    operation: OperationId
+    state: ArchiveState = "writing"
+    published: bool = False
+    unpublished: bool = False
+
+
+@dataclass(slots=True)
+class LedgerTables:
+    """What survives every process. `away`, when set, is why the ledger does not answer."""
+
+    id: str = "fake-ledger"
+    now: Callable[[], float] = lambda: 0.0
+    away: str | None = None
+    bindings: dict[Uid, Binding] = field(default_factory=dict)
+    runtimes: dict[Uid, RuntimeEntry] = field(default_factory=dict)
+    operations: dict[OperationId, OperationEntry] = field(default_factory=dict)
+    leases: dict[str, LeaseEntry] = field(default_factory=dict)
+    archives: dict[int, ArchiveEntry] = field(default_factory=dict)
+    fence: int = 0
+
+    def identity(self) -> LedgerIdentity:
+        return LedgerIdentity(self.id, max((lease.fence for lease in self.leases.values()), default=0))
+
+    def runtime(self, ref: RuntimeRef) -> RuntimeEntry:
+        return self.runtimes.setdefault(ref.uid, RuntimeEntry(ref))
+
+    def verified(self, identity: Identity) -> list[ArchiveEntry]:
+        """Of the identity, oldest first."""
+        return [
+            entry
+            for _, entry in sorted(self.archives.items())
+            if entry.state == "verified" and entry.ref.identity == identity
+        ]
+
+    def latest(self, identity: Identity) -> ArchiveFacts | None:
+        return next((entry.facts for entry in reversed(self.verified(identity)) if not entry.facts.empty), None)
+
+    def named(self, namespace_uid: NamespaceUid, restore: Restore) -> ArchiveFacts | None:
+        if restore.policy is not RestorePolicy.ARCHIVE or not restore.archive:
+            return None
+        for entry in self.archives.values():
+            if (entry.ref.namespace_uid, entry.facts.object_name, entry.state) == (
+                namespace_uid,
+                restore.archive,
+                "verified",
+            ):
+                return entry.facts
+        return None
+
+
+class _Fake:
+    def __init__(self, tables: LedgerTables | None = None, on_call: Hook | None = None) -> None:
+        self.tables = tables or LedgerTables()
+        self._on_call = on_call
+
+    def _before(self, name: str) -> None:
+        if self._on_call is not None:
+            self._on_call(f"ledger.{name}", "before")
+        if self.tables.away is not None:
+            raise LedgerUnavailable(f"{name}: {self.tables.away}")
+
+    def _after(self, name: str) -> None:
+        if self._on_call is not None:
+            self._on_call(f"ledger.{name}", "after")
+
+    async def identity(self) -> LedgerIdentity:
+        self._before("identity")
+        return self.tables.identity()
+
+
+class FakeAgentLedger(_Fake):
+    def __init__(
+        self,
+        node: NodeId,
+        tables: LedgerTables | None = None,
+        on_call: Hook | None = None,
+        monotonic: Callable[[], float] | None = None,
+    ) -> None:
+        """`monotonic`: the caller's clock, on which leases are told to run out; by default that of the tables."""
+        super().__init__(tables, on_call)
+        self._node = node
+        self._monotonic = monotonic or self.tables.now
+
+    async def facts(self, ref: RuntimeRef, restore: Restore) -> Certain[LedgerFacts]:
+        try:
+            self._before("facts")
+        except LedgerUnavailable as error:
+            return Unknown(str(error))
+        this = self.tables.runtimes.get(ref.uid, RuntimeEntry(ref))
+        return Present(
+            LedgerFacts(
+                data_seen=this.snapshot_key,
+                released=this.released,
+                latest=self.tables.latest(ref.identity),
+                named=self.tables.named(ref.namespace_uid, restore),
+                unarchived=tuple(
+                    other.ref.uid
+                    for other in self.tables.runtimes.values()
+                    if other.ref.identity == ref.identity
+                    and other.ref.uid != ref.uid
+                    and other.snapshot_key is not None
+                    and not other.released
+                ),
+            )
+        )
+
+    # ------------------------------------------------------------------------------------------ operations
+
+    async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
+        self._before("apply")
+        for row in rows:
+            if isinstance(row, OperationStarted):
+                self._start(row, None)
+            elif self._finish(row, None):
+                self._move(row, release=False)
+        self._after("apply")
+
+    async def begin(self, row: OperationStarted, node: NodeName, lease: Lease) -> None:
+        self._before("begin")
+        self._check(lease)
+        self._start(row, lease.fence)
+        self._after("begin")
+
+    async def finish(self, row: OperationFinished, node: NodeName, lease: Lease, *, release: bool) -> None:
+        self._before("finish")
+        self._check(lease)
+        self._finish(row, lease.fence)
+        self._move(row, release=release)
+        self._after("finish")
+
+    def _start(self, row: OperationStarted, fence: int | None) -> None:
+        entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref))
+        if entry.started_at is None:
+            entry.op, entry.source, entry.started_at, entry.before = row.op, row.source, row.at, row.before
+        if entry.finished_at is None and fence is not None:
+            entry.fence = max(fence, entry.fence or 0)
+
+    def _finish(self, row: OperationFinished, fence: int | None) -> bool:
+        entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref, fence=fence))
+        if entry.finished_at is not None:
+            return False
+        entry.finished_at, entry.after, entry.outcome = row.at, row.after, row.outcome
+        entry.error_code, entry.message = row.error_code, row.message
+        return True
+
+    def _move(self, row: OperationFinished, *, release: bool) -> None:
+        runtime = self.tables.runtime(row.ref)
+        if runtime.released:
+            return
+        if runtime.state_at is None or runtime.state_at <= row.at:
+            runtime.state, runtime.state_at = row.after, row.at
+            runtime.snapshot_key = row.snapshot_key or runtime.snapshot_key
+        else:
+            runtime.snapshot_key = runtime.snapshot_key or row.snapshot_key
+        runtime.released = release
+
+    # ------------------------------------------------------------------------------------------ leases
+
+    async def acquire(self, key: str, ttl: float) -> Lease:
+        self._before("acquire")
+        held = self.tables.leases.get(key)
+        now = self.tables.now()
+        if held is not None and held.token and held.holder != self._node and held.expires_at > now:
+            raise PortError(f"taking the lease {key}: {held.holder} holds it", reason=Reason.IN_PROGRESS)
+        self.tables.fence += 1
+        token = f"token-{self.tables.fence}"
+        self.tables.leases[key] = LeaseEntry(self._node, token, self.tables.fence, now + ttl)
+        self._after("acquire")
+        return Lease(key, token, self.tables.leases[key].fence, self._monotonic() + ttl)
+
+    async def renew(self, lease: Lease, ttl: float) -> Lease:
+        self._before("renew")
+        held = self._own(lease)
+        if held is None:
+            raise StaleFence(f"renewing the lease {lease.key}: it is no longer ours")
+        held.expires_at = self.tables.now() + ttl
+        self._after("renew")
+        return replace(lease, expires_at=self._monotonic() + ttl)
+
+    async def release(self, lease: Lease) -> None:
+        self._before("release")
+        held = self._own(lease)
+        if held is not None:
+            held.token, held.expires_at = "", self.tables.now()
+        self._after("release")
+
+    def _own(self, lease: Lease) -> LeaseEntry | None:
+        held = self.tables.leases.get(lease.key)
+        return held if held is not None and (held.token, held.fence) == (lease.token, lease.fence) else None
+
+    def _check(self, lease: Lease) -> None:
+        held = self._own(lease)
+        if held is None or held.expires_at <= self.tables.now():
+            raise StaleFence(f"the lease {lease.key} (fence {lease.fence}) was taken over or has run out")
+
+    # ------------------------------------------------------------------------------------------ archives
+
+    async def begin_archive(
+        self, operation: OperationId, ref: RuntimeRef, workspace: Workspace, node: NodeId, lease: Lease
+    ) -> int:
+        self._before("begin_archive")
+        self._check(lease)
+        known = {entry.operation: sequence for sequence, entry in self.tables.archives.items()}
+        sequence = known.get(operation) or len(self.tables.archives) + 1
+        if operation not in known:
+            self.tables.archives[sequence] = ArchiveEntry(
+                ArchiveFacts(
+                    sequence=sequence,
+                    kind=ref.kind,
+                    namespace=ref.namespace,
+                    name=ref.name,
+                    uid=ref.uid,
+                    store="",
+                    node_id=node,
+                    snapshot_key=workspace.key,
+                    image=workspace.image,
+                    image_digest=workspace.image_digest,
+                    chain_id=workspace.chain_id,
+                    sha256="",
+                    bytes=0,
+                    entries=0,
+                    uncompressed_bytes=0,
+                    empty=False,
+                ),
+                ref,
+                operation,
+            )
+        self._after("begin_archive")
+        return sequence
+
+    async def finish_archive(self, archive: ArchiveFacts, lease: Lease) -> None:
+        self._before("finish_archive")
+        self._check(lease)
+        entry = self.tables.archives.get(archive.sequence)
+        if (
+            entry is None
+            or (entry.facts.uid, entry.facts.snapshot_key) != (archive.uid, archive.snapshot_key)
+            or not (entry.state == "writing" or (entry.state == "verified" and entry.facts.sha256 == archive.sha256))
+        ):
+            raise LedgerUnavailable(f"entering archive {archive.sequence}: not as this archive being written")
+        entry.facts = replace(archive, retain=entry.facts.retain, object_name=entry.facts.object_name)
+        entry.state = "verified"
+        self._after("finish_archive")
+
+    async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
+        self._before("archives")
+        return tuple(
+            entry.facts
+            for entry in self.tables.verified(identity)
+            if node is None or entry.facts.node_id is None or entry.facts.node_id == node
+        )
+
+    async def mark_purged(self, sequence: int, lease: Lease) -> None:
+        self._before("mark_purged")
+        self._check(lease)
+        entry = self.tables.archives.get(sequence)
+        if entry is None or entry.state not in ("verified", "purged"):
+            raise PortError(f"marking archive {sequence} as purged: not verified", reason=Reason.PURGE_FAILED)
+        entry.state = "purged"
+        self._after("mark_purged")
+
+    async def quarantine(self, sequence: int, why: str) -> None:
+        self._before("quarantine")
+        entry = self.tables.archives.get(sequence)
+        if entry is not None and entry.state in ("writing", "verified"):
+            entry.state = "quarantined"
+        self._after("quarantine")
+
+
+class FakeControllerLedger(_Fake):
+    async def read(self, ref: RuntimeRef, restore: Restore) -> BoundRow:
+        self._before("read")
+        archive = None
+        if restore.policy is RestorePolicy.LATEST:
+            archive = self.tables.latest(ref.identity)
+        elif restore.policy is RestorePolicy.ARCHIVE:
+            archive = self.tables.named(ref.namespace_uid, restore)
+        runtime = self.tables.runtimes.get(ref.uid)
+        return BoundRow(
+            binding=self.tables.bindings.get(ref.uid),
+            released=runtime is not None and runtime.released,
+            latest_node=archive.node_id if archive else None,
+            archive_known=archive is not None,
+        )
+
+    async def bind(self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str) -> Binding:
+        self._before("bind")
+        binding = self.tables.bindings.setdefault(ref.uid, Binding(ref.uid, node, node_id))
+        self.tables.runtime(ref)
+        self._after("bind")
+        return binding
+
+    async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
+        self._before("unpublished")
+        waiting = [
+            entry.facts
+            for _, entry in sorted(self.tables.archives.items())
+            if entry.state == "verified" and not entry.published
+        ]
+        return tuple(waiting[:limit])
+
+    async def published(self, sequence: int, object_name: str) -> None:
+        self._before("published")
+        entry = self.tables.archives.get(sequence)
+        if entry is not None:
+            entry.facts, entry.published = replace(entry.facts, object_name=object_name), True
+        self._after("published")
+
+    async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
+        self._before("purged")
+        waiting = [
+            entry.facts
+            for _, entry in sorted(self.tables.archives.items())
+            if entry.state == "purged" and not entry.unpublished
+        ]
+        return tuple(
+            replace(facts, object_name=facts.object_name or object_name_of(facts.kind, facts.name, facts.sequence))
+            for facts in waiting[:limit]
+        )
+
+    async def unpublish(self, sequence: int) -> None:
+        self._before("unpublish")
+        entry = self.tables.archives.get(sequence)
+        if entry is not None and entry.state == "purged":
+            entry.unpublished = True
+        self._after("unpublish")
+
+    async def force_release(self, ref: RuntimeRef, reason: str) -> None:
+        self._before("force_release")
+        runtime = self.tables.runtime(ref)
+        runtime.force_release_reason = runtime.force_release_reason or reason
+        self._after("force_release")
+
+    async def record_retained(self, namespace_uid: NamespaceUid, object_name: str, retain: bool) -> None:
+        self._before("record_retained")
+        for entry in self.tables.archives.values():
+            if entry.ref.namespace_uid == namespace_uid and entry.facts.object_name == object_name:
+                entry.facts = replace(entry.facts, retain=retain)
+        self._after("record_retained")
