@@ -95,7 +95,10 @@ class Binder:
 
     def _choose(self, runtime: Runtime, row: BoundRow) -> Chosen | Refused:
         used: dict[NodeId, Amounts] = {}
-        for other in self._office.objects.all():
+        for uid in self._office.objects.uids():
+            other = self._office.objects.get(uid)
+            if other is None:
+                continue
             node_id = other.node_id
             if node_id is None and other.uid in self._bound_here:
                 node_id = self._bound_here[other.uid]
@@ -106,7 +109,7 @@ class Binder:
 
     async def _publish(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace: NamespaceFacts) -> None:
         self._bound_here[runtime.uid] = node_id
-        self._office.objects.apply(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
+        self._office.objects.put(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
         log.info("bound", runtime=runtime.key, uid=runtime.uid, node=node)
 
     async def _namespace(self, runtime: Runtime) -> NamespaceFacts:
@@ -170,6 +173,6 @@ class Binder:
         )
         status = RuntimeStatus(phase=phase.value, observed_generation=runtime.generation, conditions=conditions)
         try:
-            self._office.objects.apply(await self._office.cluster.write_status(runtime, status))
+            self._office.objects.put(await self._office.cluster.write_status(runtime, status))
         except PortError as error:
             log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))

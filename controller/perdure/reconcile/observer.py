@@ -88,7 +88,7 @@ class Observer:
                     return Unseen(f"bound to node {runtime.node_id} by now")
                 if runtime.node_id is None:
                     return Unseen("its binding labels are missing; the controller publishes them again")
-                self._eyes.objects.apply(runtime)
+                self._eyes.objects.put(runtime)
                 return _desired(runtime)
             case Absent():
                 return Gone()

@@ -495,10 +495,10 @@ class Objects(Protocol):
     def get(self, uid: Uid) -> Runtime | None:
         """None also for one that a watch or a list says is gone: whoever needs to know asks the API server."""
 
-    def apply(self, runtime: Runtime) -> None:
+    def put(self, runtime: Runtime) -> None:
         """Take a version in, unless a newer one is there."""
 
-    def all(self) -> Sequence[Runtime]: ...
+    def uids(self) -> Sequence[Uid]: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,43 @@
+"""Composition root of `perdure agent`: one node's half, alone."""
+
+from __future__ import annotations
+
+from perdure.api.names import Uid
+from perdure.cli import node_side
+from perdure.cli.ledgers import open_database
+from perdure.cli.process import Process, patiently, run_process
+from perdure.cli.settings import AgentSettings
+from perdure.journal.identity import node_id
+from perdure.journal.lock import NodeLock
+from perdure.kube.access import ClusterSource
+from perdure.kube.client import ApiClient
+from perdure.kube.cluster import KubeCluster, node_selector
+from perdure.kube.intake import Intake, runtime_watches
+from perdure.ledger.agent import PostgresAgentLedger
+
+CHECKS = ("api", "engine", "node", "ledger")
+
+
+def run(settings: AgentSettings) -> None:
+    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    node = settings.node
+    with NodeLock(node.state_dir, node.containerd_address, node.engine_namespace, lock_dir=node.run_dir):
+        run_process(settings.common, CHECKS, lambda process: _main(process, settings))
+
+
+async def _main(process: Process, settings: AgentSettings) -> None:
+    source = ClusterSource(settings.common.kubeconfig)
+    client = await process.closing.enter_async_context(ApiClient(source))
+    identity = node_id(settings.node.state_dir)
+    cluster = KubeCluster(client, process.metrics, host=settings.node.name, node_id=identity)
+    installation = await patiently(process, "api", cluster.installation)
+    database = await open_database(process.closing, settings.database_url.reveal())
+    ledger = PostgresAgentLedger(database, installation, identity)
+    neighbours = node_side.Neighbours(client, ledger, _nobody_near)
+    side = await node_side.build(process, settings.common, settings.node, neighbours)
+    watches = runtime_watches(side, node_selector(identity))
+    process.spawn("intake", Intake(client, source, "agent", watches).run())
+
+
+def _nobody_near(_uid: Uid) -> None:
+    """The controller is another process: it hears of a release through the status."""

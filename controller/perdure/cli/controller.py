@@ -1,0 +1,66 @@
+"""Composition root of `perdure controller`: the cluster's half, one active at a time."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+from perdure.api.names import InstallationId
+from perdure.cli import controller_side
+from perdure.cli.ledgers import migrate_patiently, open_database
+from perdure.cli.process import Process, patiently, run_process
+from perdure.cli.settings import ControllerSettings
+from perdure.kube.access import ClusterSource
+from perdure.kube.cache import RuntimeCache
+from perdure.kube.client import ApiClient
+from perdure.kube.cluster import KubeCluster
+from perdure.kube.intake import Intake, node_watch, runtime_watches
+from perdure.kube.lease import LeaderLease
+from perdure.kube.preflight import NotInstalled, ensure_namespace, require_crds
+from perdure.ledger.controller import PostgresControllerLedger
+from perdure.reconcile.ports import ApiUnavailable, Objects
+
+CHECKS = ("api", "ledger", "leader", "controller")
+
+
+def run(settings: ControllerSettings) -> None:
+    """Run until a signal, or until leadership is lost. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    run_process(settings.common, CHECKS, lambda process: _main(process, settings))
+
+
+async def prepare_cluster(process: Process, client: ApiClient) -> InstallationId:
+    """Wait for the API server and our CRDs, make our namespace; which cluster it is."""
+
+    async def look() -> InstallationId:
+        try:
+            await require_crds(client)
+            await ensure_namespace(client)
+        except NotInstalled as error:
+            raise ApiUnavailable(str(error)) from error
+        return await KubeCluster(client, process.metrics, host="", node_id=None).installation()
+
+    return await patiently(process, "api", look)
+
+
+async def _main(process: Process, settings: ControllerSettings) -> None:
+    source = ClusterSource(settings.common.kubeconfig)
+    client = await process.closing.enter_async_context(ApiClient(source))
+    installation = await prepare_cluster(process, client)
+    database = await open_database(process.closing, settings.database_url.reveal())
+    await migrate_patiently(process, database)
+    ledger = PostgresControllerLedger(database, installation)
+    host = socket.gethostname()
+    leader = LeaderLease(client, f"{host}-{secrets.token_hex(4)}")
+    process.checks.report("leader", False, "another controller leads")
+    await leader.acquire()
+    process.closing.push_async_callback(leader.release)
+    process.checks.report("leader", True)
+    process.spawn("leader", leader.hold())
+    seats = controller_side.Seats(client, ledger, host, _only)
+    side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
+    watches = (*runtime_watches(side), node_watch(side.nodes))
+    process.spawn("intake", Intake(client, source, "controller", watches).run())
+
+
+def _only(cache: RuntimeCache) -> Objects:
+    return cache

@@ -1,0 +1,130 @@
+"""Builds the half of Perdure that works on the cluster: binding, letting go, archives' objects. Used by `controller` and
+`standalone`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from perdure.api.names import Uid
+from perdure.api.runtime import Runtime
+from perdure.cli.process import Process
+from perdure.cli.settings import CommonSettings
+from perdure.kube.archives import ArchiveObject
+from perdure.kube.cache import RuntimeCache
+from perdure.kube.client import ApiClient
+from perdure.kube.cluster import find_namespace
+from perdure.kube.nodes import NodeCache
+from perdure.kube.objects import KubeControllerCluster
+from perdure.kube.resync import Resync, ResyncReport
+from perdure.ledger.controller import PostgresControllerLedger
+from perdure.plan.binding import Candidate
+from perdure.reconcile.binder import Binder, Office
+from perdure.reconcile.ports import Objects, PortError
+from perdure.reconcile.queue import KeyedQueue
+from perdure.reconcile.workers import work_with
+
+WORKERS = 16
+ARCHIVES_SECONDS = 30.0
+"""How often the catalogue is read for archives without an object: those of orphans have no deletion that would tell."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class ControllerSide:
+    """The running half."""
+
+    cache: RuntimeCache
+    queue: KeyedQueue[Uid]
+    nodes: NodeCache
+    resync: Resync
+    client: ApiClient
+    ledger: PostgresControllerLedger
+    _retained: set[tuple[str, str, bool]]
+
+    def put(self, runtime: Runtime) -> None:
+        self.cache.put(runtime)
+
+    def deleted(self, runtime: Runtime) -> None:
+        self.cache.deleted(runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class Seats:
+    """What the controller's half is given by the process that it is part of."""
+
+    client: ApiClient
+    ledger: PostgresControllerLedger
+    host: str
+    shared: Callable[[RuntimeCache], Objects]
+    """Where objects that the binder wrote go: the cache alone, or also the node's half in the same process."""
+
+
+async def build(process: Process, common: CommonSettings, seats: Seats) -> ControllerSide:
+    """Open everything and spawn the loops. The caller is the leader. Raises `PortError`."""
+    queue: KeyedQueue[Uid] = KeyedQueue()
+    cache = RuntimeCache(queue.add)
+
+    def everything_again() -> None:
+        for uid in cache.uids():
+            runtime = cache.get(uid)
+            if runtime is not None and runtime.node_id is None:
+                queue.add(uid)
+
+    nodes = NodeCache(seats.client, everything_again)
+    cluster = KubeControllerCluster(seats.client, process.metrics, host=seats.host, node_name=nodes.name_of)
+
+    def candidates() -> tuple[Candidate, ...]:
+        return tuple(Candidate(view.node, view.alive) for view in nodes.views())
+
+    binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates))
+    resync = Resync(cluster, cache, process.metrics, _wake_all(cache, queue))
+    side = ControllerSide(cache, queue, nodes, resync, seats.client, seats.ledger, set())
+    process.closing.callback(queue.close)
+    await nodes.refresh()
+    await resync.once()
+    process.checks.report("controller", True)
+    process.spawn("nodes", nodes.run())
+    process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
+    process.spawn("archives", _publish_archives(binder))
+    process.spawn("binders", work_with(WORKERS, queue, binder.handle, _count_crash(process)))
+    return side
+
+
+def _wake_all(cache: RuntimeCache, queue: KeyedQueue[Uid]) -> Callable[[ResyncReport], None]:
+    def wake(_report: ResyncReport) -> None:
+        for uid in cache.uids():
+            runtime = cache.get(uid)
+            if runtime is not None and (runtime.terminating or runtime.node_id is None):
+                queue.add(uid)
+
+    return wake
+
+
+async def _publish_archives(binder: Binder) -> None:
+    while True:
+        try:
+            await binder.publish_archives()
+        except PortError as error:
+            log.warning("archives_not_published", error=str(error))
+        await asyncio.sleep(ARCHIVES_SECONDS * random.uniform(0.8, 1.2))
+
+
+async def retain(side: ControllerSide, archive: ArchiveObject) -> None:
+    """Carry `spec.retain` of a RuntimeArchive into the catalogue, where a Purge looks."""
+    namespace = await find_namespace(side.client, archive.namespace)
+    if namespace is None:
+        return
+    await side.ledger.record_retained(namespace.uid, archive.name, archive.spec.retain)
+
+
+def _count_crash(process: Process) -> Callable[[str], None]:
+    def count(_name: str) -> None:
+        process.metrics.crashes.inc()
+
+    return count

@@ -1,0 +1,100 @@
+"""What every long-running process has: an event loop, health endpoints, signals that end it, and one group of tasks.
+
+The composition roots (`agent`, `controller`, `standalone`) fill it in and call `serve`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+import uvloop
+
+from perdure.cli.settings import CommonSettings
+from perdure.reconcile.ports import PortError
+from perdure.telemetry.health import Checks, HealthServer
+from perdure.telemetry.loop_lag import Heartbeat, measure
+from perdure.telemetry.metrics import Metrics, new_metrics
+
+log = structlog.get_logger(__name__)
+
+
+class _Ended(Exception):
+    """A signal asked the process to end; raised inside the group to cancel what runs in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """What the parts of a process get from it."""
+
+    metrics: Metrics
+    checks: Checks
+    group: asyncio.TaskGroup
+    closing: AsyncExitStack
+    """Closed after every task has ended, in reverse order."""
+
+    def spawn(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """Run beside everything else until the end. One that fails ends the process: a supervisor starts it anew, and
+        whatever it was doing is resumed from what is observed."""
+        self.group.create_task(work, name=name)
+
+
+RETRY_SECONDS = 2.0
+
+Part = TypeVar("Part")
+
+Main = Callable[[Process], Coroutine[Any, Any, None]]
+
+
+def run_process(settings: CommonSettings, checks: Iterable[str], main: Main) -> None:
+    """Run `main`, which sets everything up and spawns it, until SIGTERM or SIGINT."""
+    uvloop.run(serve(settings, checks, main))
+
+
+async def serve(settings: CommonSettings, checks: Iterable[str], main: Main) -> None:
+    """Health endpoints are there before anything else, so that a process that waits can say for what."""
+    metrics, known = new_metrics(), Checks(checks)
+    heartbeat = Heartbeat(asyncio.get_running_loop().time)
+    health = HealthServer(metrics.registry, known, heartbeat)
+    address = await health.start(settings.http_address)
+    log.info("serving_health", address=str(address))
+    try:
+        async with AsyncExitStack() as closing:
+            closing.push_async_callback(health.stop)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_end_on_signal(), name="signals")
+                group.create_task(measure(metrics.loop_lag_seconds, heartbeat), name="loop-lag")
+                group.create_task(main(Process(metrics, known, group, closing)), name="main")
+    except* _Ended:
+        log.info("ended_by_signal")
+
+
+async def patiently(process: Process, check: str, attempt: Callable[[], Coroutine[Any, Any, Part]]) -> Part:
+    """Try until it works: a part that is away at start is waited for, visibly, and never guessed about."""
+    while True:
+        try:
+            part = await attempt()
+        except PortError as error:
+            process.checks.report(check, False, str(error))
+            log.warning("waiting_for_part", part=check, error=str(error))
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            process.checks.report(check, True)
+            return part
+
+
+async def _end_on_signal() -> None:
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    try:
+        await asked.wait()
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+    raise _Ended

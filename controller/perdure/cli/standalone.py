@@ -1,0 +1,120 @@
+"""Composition root of `perdure standalone`: both halves in one process, for one machine."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from dataclasses import dataclass
+
+import structlog
+
+from perdure.api.names import Uid
+from perdure.api.runtime import Runtime
+from perdure.cli import controller_side, node_side
+from perdure.cli.controller import prepare_cluster
+from perdure.cli.controller_side import ControllerSide
+from perdure.cli.ledgers import both, migrate_patiently, open_database
+from perdure.cli.node_side import NodeSide
+from perdure.cli.process import Process, patiently, run_process
+from perdure.cli.settings import StandaloneSettings
+from perdure.journal.identity import node_id
+from perdure.journal.lock import NodeLock
+from perdure.kube.access import ClusterSource
+from perdure.kube.cache import RuntimeCache
+from perdure.kube.client import ApiClient
+from perdure.kube.intake import Intake, node_watch, runtime_watches
+from perdure.kube.lease import LeaderLease
+from perdure.ledger.embedded import EmbeddedPostgres
+from perdure.reconcile.ports import Objects
+
+CHECKS = ("api", "ledger", "leader", "controller", "engine", "node")
+
+log = structlog.get_logger(__name__)
+
+
+def run(settings: StandaloneSettings) -> None:
+    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    node = settings.node
+    with NodeLock(node.state_dir, node.containerd_address, node.engine_namespace, lock_dir=node.run_dir):
+        run_process(settings.common, CHECKS, lambda process: _main(process, settings))
+
+
+async def _main(process: Process, settings: StandaloneSettings) -> None:
+    source = ClusterSource(settings.common.kubeconfig)
+    client = await process.closing.enter_async_context(ApiClient(source))
+    installation = await prepare_cluster(process, client)
+    identity = node_id(settings.node.state_dir)
+    database = await open_database(process.closing, await _database_url(process, settings))
+    await migrate_patiently(process, database)
+    ledgers = both(database, installation, identity)
+    host = socket.gethostname()
+    leader = LeaderLease(client, f"{host}-{secrets.token_hex(4)}")
+    await leader.acquire()
+    process.closing.push_async_callback(leader.release)
+    process.checks.report("leader", True)
+    process.spawn("leader", leader.hold())
+    halves = _Halves()
+    neighbours = node_side.Neighbours(client, ledgers.agent, halves.released)
+    halves.node = await node_side.build(process, settings.common, settings.node, neighbours)
+    seats = controller_side.Seats(client, ledgers.controller, host, halves.shared)
+    halves.controller = await patiently(
+        process, "controller", lambda: controller_side.build(process, settings.common, seats)
+    )
+    watches = (*runtime_watches(halves), node_watch(halves.controller.nodes))
+    process.spawn("intake", Intake(client, source, "standalone", watches).run())
+
+
+async def _database_url(process: Process, settings: StandaloneSettings) -> str:
+    """The one that was given, or that of a server of our own, which ends with us."""
+    if settings.database_url is not None:
+        return settings.database_url.reveal()
+    embedded = EmbeddedPostgres(settings.node.state_dir)
+    url = await embedded.start()
+    process.closing.push_async_callback(embedded.stop)
+    return url
+
+
+@dataclass(slots=True)
+class _Halves:
+    """Hands what one half learns to the other, so that neither waits for the watch to bring it back."""
+
+    node: NodeSide | None = None
+    controller: ControllerSide | None = None
+
+    def put(self, runtime: Runtime) -> None:
+        if self.controller is not None:
+            self.controller.put(runtime)
+        if self.node is not None:
+            self.node.put(runtime)
+
+    def deleted(self, runtime: Runtime) -> None:
+        if self.controller is not None:
+            self.controller.deleted(runtime)
+        if self.node is not None:
+            self.node.deleted(runtime)
+
+    def released(self, uid: Uid) -> None:
+        if self.controller is not None:
+            self.controller.queue.add(uid)
+
+    def shared(self, cache: RuntimeCache) -> Objects:
+        return _Shared(cache, self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """The controller's cache, whose writes the node's half sees at once: a binding starts a runtime without an echo."""
+
+    cache: RuntimeCache
+    halves: _Halves
+
+    def get(self, uid: Uid) -> Runtime | None:
+        return self.cache.get(uid)
+
+    def put(self, runtime: Runtime) -> None:
+        self.cache.put(runtime)
+        if self.halves.node is not None:
+            self.halves.node.put(runtime)
+
+    def uids(self) -> tuple[Uid, ...]:
+        return tuple(self.cache.uids())

@@ -1,0 +1,40 @@
+"""Deletes from this node's store what purges of other nodes left for it. Called by the agent every few minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import structlog
+
+from perdure.api.names import NodeId
+from perdure.reconcile.ports import AgentLedger, Archives, PortError
+
+log = structlog.get_logger(__name__)
+
+
+class Janitor:
+    """One per agent. A purge is a person's decision; it was committed in the ledger before this is asked."""
+
+    def __init__(self, ledger: AgentLedger, archives: Archives, node: NodeId) -> None:
+        self._ledger = ledger
+        self._archives = archives
+        self._node = node
+
+    async def sweep(self) -> int:
+        """Delete what is marked; how many. Raises `PortError`."""
+        marked = await self._ledger.purging(self._node)
+        for facts in marked:
+            await self._archives.delete(facts)
+            await self._ledger.mark_purged(facts.sequence)
+            log.info("archive_purged", archive=facts.sequence, uid=facts.uid)
+        return len(marked)
+
+    async def run(self, interval: float) -> None:
+        """Sweep every `interval` seconds, give or take a fifth, until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except PortError as error:
+                log.warning("purged_archives_stay", error=str(error))
+            await asyncio.sleep(interval * random.uniform(0.8, 1.2))
