@@ -15,8 +15,6 @@ from perdure.cli.errors import CommandFailed
 if TYPE_CHECKING:
     from perdure.cli.settings import DatabaseUrl
 
-_SCHEMES = ("postgresql://", "postgres://")
-
 
 def read_database_url(given: dict[str, Any]) -> DatabaseUrl | None:
     """The URL among a command's options, or None. Raises `UsageError` or `CommandFailed`."""
@@ -38,8 +36,6 @@ def read_database_url(given: dict[str, Any]) -> DatabaseUrl | None:
         if file:
             raise CommandFailed(f"the database URL cannot be in {file}: it is empty; put the URL there")
         return None
-    if not url.startswith(_SCHEMES):
-        raise click.UsageError("The database URL does not begin with postgresql://")
     return DatabaseUrl(url)
 
 

@@ -146,6 +146,10 @@ common = together(
     ),
 )
 
+state_dir = option(
+    "--state-dir", type=_FOLDER, default="/var/lib/perdure", help="The journal and this node's id: keep it."
+)
+
 node = together(
     option(
         "--node-name",
@@ -168,7 +172,7 @@ node = together(
     ),
     option("--runc-root", type=_FOLDER, help="Where runc keeps its state. Default: as containerd is configured."),
     option("--cgroup-parent", default="/perdure", callback=_cgroup, help="Runtimes' cgroups are made below it."),
-    option("--state-dir", type=_FOLDER, default="/var/lib/perdure", help="The journal and this node's id: keep it."),
+    state_dir,
     option("--run-dir", type=_FOLDER, default="/run/perdure", help="What may be gone after a reboot."),
     option(
         "--archive-dir",

@@ -1,0 +1,173 @@
+"""`perdure history`: what is asked of the ledger, and what a person reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import perdure.ledger.history
+from perdure.api.names import Kind
+from perdure.cli.history import duration
+from perdure.cli.main import main
+from perdure.ledger.history import HistoryQuery, HistoryRow
+from perdure.reconcile.ports import LedgerUnavailable
+
+URL = "postgresql://perdure:hunter2@db/perdure"
+NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+
+STARTED = HistoryRow(
+    id="1",
+    uid="6c0d2a54-1111-2222-3333-444455556666",
+    kind=Kind.BOT,
+    namespace="shop",
+    name="ada",
+    node_name="n1",
+    op="start",
+    source="kubectl",
+    fence=None,
+    before="Stopped",
+    after="Running",
+    outcome="success",
+    error_code=None,
+    message=None,
+    image="img:1",
+    snapshot_key="br-6c0d-1",
+    started_at=NOON,
+    finished_at=NOON + timedelta(milliseconds=83),
+)
+FAILED = replace(
+    STARTED, id="2", op="preserve", outcome="failure", error_code="StoreFull", message="no room\x1b[2J\nin [store]"
+)
+UNDER_WAY = replace(STARTED, id="3", outcome=None, finished_at=None, after=None)
+END_ONLY = replace(STARTED, id="4", op=None, source=None, started_at=None, outcome="superseded")
+
+
+class Ledger:
+    """Answers with `rows`, keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.rows: list[HistoryRow] = []
+        self.asked: list[tuple[str, HistoryQuery]] = []
+        self.fails: LedgerUnavailable | None = None
+
+    async def read(self, url: str, query: HistoryQuery) -> list[HistoryRow]:
+        self.asked.append((url, query))
+        if self.fails:
+            raise self.fails
+        return self.rows
+
+
+@pytest.fixture
+def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    it = Ledger()
+    monkeypatch.setattr(perdure.ledger.history, "read_history", it.read)
+    monkeypatch.setenv("PERDURE_DATABASE_URL", URL)
+    return it
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"),
+    [
+        ("br/ada", Kind.BOT),
+        ("botruntime/ada", Kind.BOT),
+        ("BotRuntime/ada", Kind.BOT),
+        ("botruntimes/ada", Kind.BOT),
+        ("botruntime.perdure.dev/ada", Kind.BOT),
+        ("gr/ada", Kind.GAME),
+        ("gameruntimes.perdure.dev/ada", Kind.GAME),
+    ],
+)
+def test_a_kind_may_be_said_as_kubectl_lets_one(target: str, kind: Kind, ledger: Ledger) -> None:
+    assert main(["history", target, "-n", "shop", "--limit", "7"]) == 0
+    assert ledger.asked == [(URL, HistoryQuery(kind=kind, namespace="shop", name="ada", limit=7))]
+
+
+@pytest.mark.parametrize("target", ["ada", "br/", "/ada", "pod/ada", ""])
+def test_what_names_no_runtime_is_refused(target: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", target]) == 2
+    assert "br/ada" in capsys.readouterr().err
+    assert ledger.asked == []
+
+
+def test_the_table_tells_one_operation_per_line(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.rows = [FAILED, UNDER_WAY, END_ONLY, STARTED]
+    assert main(["history", "br/ada", "-n", "shop"]) == 0
+    header, failed, under_way, end_only, started = capsys.readouterr().out.splitlines()
+    assert header.split() == ["TIME", "UID", "OP", "SOURCE", "OUTCOME", "CODE", "DURATION", "MESSAGE"]
+    assert started.split() == ["2026-05-01", "12:00:00Z", "6c0d2a54", "start", "kubectl", "success", "-", "83ms"]
+    assert failed.split()[5:8] == ["failure", "StoreFull", "83ms"]
+    assert failed.rstrip().endswith("no room·[2J in [store]")
+    assert under_way.split()[5:] == ["under", "way", "-", "-"]
+    assert end_only.split()[2:] == ["6c0d2a54", "?", "?", "superseded", "-", "-"]
+
+
+def test_wide_also_tells_node_phases_image_and_snapshot(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.rows = [STARTED]
+    assert main(["history", "br/ada", "-o", "wide"]) == 0
+    _header, row = capsys.readouterr().out.splitlines()
+    assert row.split()[-6:] == ["n1", "Stopped", "→", "Running", "img:1", "br-6c0d-1"]
+
+
+def test_json_has_every_field(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.rows = [FAILED, STARTED]
+    assert main(["history", "br/ada", "-o", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["id"] for row in rows] == ["2", "1"]
+    assert rows[0]["uid"] == FAILED.uid
+    assert rows[0]["message"] == FAILED.message
+    assert rows[0]["started_at"] == "2026-05-01T12:00:00Z"
+    assert set(rows[0]) == set(HistoryRow.__slots__)
+
+
+def test_no_history_is_said_and_is_no_error(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "br/ada"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "BotRuntime default/ada" in captured.err
+    assert main(["history", "br/ada", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_a_ledger_that_is_away_is_one_line_without_the_password(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.fails = LedgerUnavailable(f"reading the history: {URL} refused")
+    assert main(["history", "br/ada"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "reading the history: postgresql://perdure:***@db/perdure refused" in line
+
+
+def test_without_a_url_the_embedded_server_of_the_state_folder_is_read(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("PERDURE_DATABASE_URL")
+    monkeypatch.setenv("PERDURE_STATE_DIR", str(tmp_path))
+    assert main(["history", "br/ada"]) == 2
+    assert "PERDURE_DATABASE_URL" in capsys.readouterr().err
+    (tmp_path / "postgres" / "data").mkdir(parents=True)
+    assert main(["history", "br/ada"]) == 0
+    ((url, _query),) = ledger.asked
+    assert str(tmp_path) in url or "perdure-pg-" in url
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0ms"),
+        (0.0834, "83ms"),
+        (0.9994, "999ms"),
+        (0.9996, "1.0s"),
+        (59.94, "59.9s"),
+        (59.96, "1m00s"),
+        (125, "2m05s"),
+        (3599.6, "1h00m"),
+        (12000, "3h20m"),
+        (-1, "0ms"),
+    ],
+)
+def test_a_duration_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
+    assert duration(timedelta(seconds=seconds)) == text
