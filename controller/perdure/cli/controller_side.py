@@ -125,6 +125,6 @@ async def retain(side: ControllerSide, archive: ArchiveObject) -> None:
 
 def _count_crash(process: Process) -> Callable[[str], None]:
     def count(_name: str) -> None:
-        process.metrics.crashes.inc()
+        process.metrics.crashes.labels(place="binder").inc()
 
     return count

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts
 from perdure.api.runtime import Runtime
@@ -143,7 +144,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("node-report", _report_node(process, side, common.resync_seconds))
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
-    process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
+    #process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("gauges", _gauge(process, side))
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, _count_crash(process)))
     return side
@@ -221,8 +222,15 @@ async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: Postg
             process.checks.report("ledger", True)
         except PortError as error:
             process.checks.report("ledger", False, str(error))
-        process.metrics.frozen.set(1 if side.guards.freeze is not None else 0)
+        _show_freeze(process, side)
         await asyncio.sleep(IDENTITY_SECONDS * random.uniform(0.8, 1.2))
+
+
+def _show_freeze(process: Process, side: NodeSide) -> None:
+    freeze = side.guards.freeze
+    for reason in (Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED):
+        frozen = freeze is not None and freeze.reason is reason
+        process.metrics.frozen.labels(reason=reason.value).set(1 if frozen else 0)
 
 
 async def _gauge(process: Process, side: NodeSide) -> None:
@@ -235,6 +243,6 @@ async def _gauge(process: Process, side: NodeSide) -> None:
 
 def _count_crash(process: Process) -> Callable[[str], None]:
     def count(_name: str) -> None:
-        process.metrics.crashes.inc()
+        process.metrics.crashes.labels(place="reconciler").inc()
 
     return count
