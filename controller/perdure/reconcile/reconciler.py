@@ -109,7 +109,6 @@ class Reconciler:
             await asyncio.gather(running, return_exceptions=True)
             raise
         if failed is None:
-            self._loop.retries.succeeded(world.ref.uid)
             return True
         await self._failed(world, *failed)
         return False
@@ -188,6 +187,8 @@ class Reconciler:
 
     async def _settle(self, world: World, plan_: Plan) -> None:
         uid = world.ref.uid
+        if plan_.waiting is None:
+            self._loop.retries.succeeded(uid)
         if plan_.wake_at is not None:
             self._loop.queue.add_in(uid, max(0.0, plan_.wake_at - self._loop.now()))
         await self._publish(world, plan_.status)
