@@ -76,6 +76,7 @@ def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.AUTO,
         _mask_fields,
     ]
     handler = logging.StreamHandler(stream)
+    handler.setLevel(level.number)  # a library's logger may have a level of its own, which the root's does not bind
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[_name_object, *shared],

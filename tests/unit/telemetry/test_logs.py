@@ -74,6 +74,15 @@ def test_below_the_level_nothing_is_written() -> None:
     assert len(lines(stream)) == 1
 
 
+def test_a_library_that_sets_its_own_level_is_held_to_ours() -> None:
+    stream = io.StringIO()
+    configure(LogLevel.ERROR, LogFormat.JSON, stream)
+    talkative = logging.getLogger("test.talkative")
+    talkative.setLevel(logging.DEBUG)
+    talkative.warning("attempt 1 failed")
+    assert stream.getvalue() == ""
+
+
 def test_auto_is_for_people_on_a_terminal_and_for_machines_elsewhere() -> None:
     terminal, pipe = Terminal(), io.StringIO()
     configure(stream=terminal)
