@@ -72,7 +72,7 @@ class LeaseEntry:
     expires_at: float
 
 
-ArchiveState = Literal["writing", "verified", "quarantined", "purged"]
+ArchiveState = Literal["writing", "verified", "quarantined", "purging", "purged"]
 
 
 @dataclass(slots=True)
@@ -113,6 +113,14 @@ class LedgerTables:
             entry
             for _, entry in sorted(self.archives.items())
             if entry.state == "verified" and entry.ref.identity == identity
+        ]
+
+    def purgeable(self, identity: Identity) -> list[ArchiveEntry]:
+        """Of the identity, oldest first."""
+        return [
+            entry
+            for _, entry in sorted(self.archives.items())
+            if entry.state != "purged" and not entry.facts.retain and entry.ref.identity == identity
         ]
 
     def latest(self, identity: Identity) -> ArchiveFacts | None:
@@ -184,6 +192,7 @@ class FakeAgentLedger(_Fake):
                     and other.snapshot_key is not None
                     and not other.released
                 ),
+                purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
             )
         )
 
@@ -283,7 +292,11 @@ class FakeAgentLedger(_Fake):
     ) -> int:
         self._before("begin_archive")
         self._check(lease)
-        known = {entry.operation: sequence for sequence, entry in self.tables.archives.items()}
+        known = {
+            entry.operation: sequence
+            for sequence, entry in self.tables.archives.items()
+            if entry.state in ("writing", "verified")
+        }
         sequence = known.get(operation) or len(self.tables.archives) + 1
         if operation not in known:
             self.tables.archives[sequence] = ArchiveEntry(
@@ -321,7 +334,8 @@ class FakeAgentLedger(_Fake):
             or not (entry.state == "writing" or (entry.state == "verified" and entry.facts.sha256 == archive.sha256))
         ):
             raise LedgerUnavailable(f"entering archive {archive.sequence}: not as this archive being written")
-        entry.facts = replace(archive, retain=entry.facts.retain, object_name=entry.facts.object_name)
+        name = object_name_of(archive.kind, archive.name, archive.sequence)
+        entry.facts = replace(archive, retain=entry.facts.retain, object_name=name)
         entry.state = "verified"
         self._after("finish_archive")
 
@@ -333,12 +347,32 @@ class FakeAgentLedger(_Fake):
             if node is None or entry.facts.node_id is None or entry.facts.node_id == node
         )
 
-    async def mark_purged(self, sequence: int, lease: Lease) -> None:
-        self._before("mark_purged")
+    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
+        self._before("purgeable")
+        return tuple(entry.facts for entry in self.tables.purgeable(identity))
+
+    async def mark_purging(self, sequence: int, lease: Lease) -> None:
+        self._before("mark_purging")
         self._check(lease)
         entry = self.tables.archives.get(sequence)
-        if entry is None or entry.state not in ("verified", "purged"):
-            raise PortError(f"marking archive {sequence} as purged: not verified", reason=Reason.PURGE_FAILED)
+        if entry is None or entry.state == "purged" or entry.facts.retain:
+            raise PortError(f"marking archive {sequence} for its purge: not to be purged", reason=Reason.PURGE_FAILED)
+        entry.state = "purging"
+        self._after("mark_purging")
+
+    async def purging(self, node: NodeId) -> Sequence[ArchiveFacts]:
+        self._before("purging")
+        return tuple(
+            entry.facts
+            for _, entry in sorted(self.tables.archives.items())
+            if entry.state == "purging" and entry.facts.node_id in (None, node)
+        )
+
+    async def mark_purged(self, sequence: int) -> None:
+        self._before("mark_purged")
+        entry = self.tables.archives.get(sequence)
+        if entry is None or entry.state not in ("purging", "purged"):
+            raise PortError(f"marking archive {sequence} as purged: never begun", reason=Reason.PURGE_FAILED)
         entry.state = "purged"
         self._after("mark_purged")
 
@@ -386,7 +420,8 @@ class FakeControllerLedger(_Fake):
         self._before("published")
         entry = self.tables.archives.get(sequence)
         if entry is not None:
-            entry.facts, entry.published = replace(entry.facts, object_name=object_name), True
+            entry.facts = replace(entry.facts, object_name=object_name or entry.facts.object_name)
+            entry.published = True
         self._after("published")
 
     async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
@@ -396,10 +431,7 @@ class FakeControllerLedger(_Fake):
             for _, entry in sorted(self.tables.archives.items())
             if entry.state == "purged" and not entry.unpublished
         ]
-        return tuple(
-            replace(facts, object_name=facts.object_name or object_name_of(facts.kind, facts.name, facts.sequence))
-            for facts in waiting[:limit]
-        )
+        return tuple(waiting[:limit])
 
     async def unpublish(self, sequence: int) -> None:
         self._before("unpublish")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from psycopg import sql
 from psycopg.rows import DictRow
 
+from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, Uid
 from perdure.api.runtime import Restore
@@ -63,6 +64,7 @@ class PostgresAgentLedger:
                 latest=catalogue.archive_facts(row["latest"]) if row["latest"] else None,
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,
                 unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
+                purgeable=tuple(row["purgeable"]),
             )
         )
 
@@ -171,6 +173,7 @@ class PostgresAgentLedger:
             "entries": archive.entries,
             "uncompressed_bytes": archive.uncompressed_bytes,
             "empty": archive.empty,
+            "object_name": object_name(archive.kind, archive.name, archive.sequence),
         }
         row = await self._fenced(doing, catalogue.VERIFY, parameters, lease)
         if not row["done"]:
@@ -180,29 +183,45 @@ class PostgresAgentLedger:
             )
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
-        rows = await self._database.rows(
-            f"listing the archives of {identity.kind} {identity.name}",
-            catalogue.OF_IDENTITY,
-            {
-                "installation": self._installation,
-                "namespace_uid": identity.namespace_uid,
-                "kind": identity.kind,
-                "name": identity.name,
-                "node_id": node,
-            },
-        )
+        return await self._archives_of(identity, "archives", catalogue.OF_IDENTITY, {"node_id": node})
+
+    async def _archives_of(
+        self, identity: Identity, what: str, statement: sql.SQL, more: dict[str, object]
+    ) -> Sequence[ArchiveFacts]:
+        parameters = {
+            "installation": self._installation,
+            "namespace_uid": identity.namespace_uid,
+            "kind": identity.kind,
+            "name": identity.name,
+            **more,
+        }
+        rows = await self._database.rows(f"listing {what} of {identity.kind} {identity.name}", statement, parameters)
         return tuple(map(catalogue.archive_facts, rows))
 
-    async def mark_purged(self, sequence: int, lease: Lease) -> None:
-        """Raises `PortError(PurgeFailed)` for an archive that is not verified: a quarantined one is never deleted."""
+    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
+        """Oldest first."""
+        return await self._archives_of(identity, "purgeable archives", catalogue.PURGEABLE, {})
+
+    async def mark_purging(self, sequence: int, lease: Lease) -> None:
+        """Raises `PortError(PurgeFailed)` for an archive that is purged already or is to be retained by now."""
+        doing = f"marking archive {sequence} for its purge"
+        parameters = {"installation": self._installation, "sequence": sequence}
+        row = await self._fenced(doing, catalogue.MARK_PURGING, parameters, lease)
+        if not row["done"]:
+            raise PortError(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}", reason=Reason.PURGE_FAILED)
+
+    async def purging(self, node: NodeId) -> Sequence[ArchiveFacts]:
+        """Oldest first; those that every node can read are among them."""
+        parameters = {"installation": self._installation, "node_id": node}
+        rows = await self._database.rows("listing archives that are to be deleted", catalogue.PURGING, parameters)
+        return tuple(map(catalogue.archive_facts, rows))
+
+    async def mark_purged(self, sequence: int) -> None:
+        """Raises `PortError(PurgeFailed)` for an archive whose purge was never begun."""
         doing = f"marking archive {sequence} as purged"
         parameters = {"installation": self._installation, "sequence": sequence}
-        row = await self._fenced(doing, catalogue.MARK_PURGED, parameters, lease)
-        if not row["done"]:
-            raise PortError(
-                f"{doing}: the catalogue has it as {row['state'] or 'unknown'}; only a verified archive is purged",
-                reason=Reason.PURGE_FAILED,
-            )
+        if await self._database.row(doing, catalogue.MARK_PURGED, parameters) is None:
+            raise PortError(f"{doing}: its purge was never begun", reason=Reason.PURGE_FAILED)
 
     async def quarantine(self, sequence: int, why: str) -> None:
         parameters = {"installation": self._installation, "sequence": sequence, "why": operations.storable(why)}

@@ -1,7 +1,7 @@
 """Archives and what is known of a life, as SQL, and how a row of the catalogue becomes `ArchiveFacts`.
 
-States: writing -> verified -> quarantined or purged. Only a verified archive is ever restored; a quarantined one is
-never purged. Used by both ledgers.
+States: writing -> verified -> quarantined, and from each of them, when a person wants it, -> purging -> purged. Only a
+verified archive is ever restored. Used by both ledgers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ INSERT INTO archives (
 SELECT %(installation)s, nextval('archive_sequences'), %(operation)s, 'writing', %(uid)s, %(namespace_uid)s, %(kind)s,
        %(namespace)s, %(name)s, %(node_id)s, %(snapshot_key)s, %(image)s, %(image_digest)s, %(chain_id)s
   FROM held
-ON CONFLICT (installation, operation) DO UPDATE SET operation = excluded.operation
+ON CONFLICT (installation, operation) WHERE state IN ('writing', 'verified')
+   DO UPDATE SET operation = excluded.operation
 RETURNING sequence
 """)
 
@@ -34,7 +35,7 @@ WITH {HELD}, verified AS (
     UPDATE archives
        SET state = 'verified', verified_at = COALESCE(verified_at, now()), store = %(store)s, node_id = %(node_id)s,
            sha256 = %(sha256)s, bytes = %(bytes)s, entries = %(entries)s,
-           uncompressed_bytes = %(uncompressed_bytes)s, empty = %(empty)s
+           uncompressed_bytes = %(uncompressed_bytes)s, empty = %(empty)s, object_name = %(object_name)s
       FROM held
      WHERE installation = %(installation)s AND sequence = %(sequence)s AND uid = %(uid)s
        AND snapshot_key = %(snapshot_key)s
@@ -45,15 +46,35 @@ SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM verified) AS done,
        (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
 """)
 
-MARK_PURGED = sql.SQL(f"""
-WITH {HELD}, purged AS (
-    UPDATE archives SET state = 'purged', purged_at = COALESCE(purged_at, now())
+MARK_PURGING = sql.SQL(f"""
+WITH {HELD}, purging AS (
+    UPDATE archives SET state = 'purging', purging_at = COALESCE(purging_at, now())
       FROM held
-     WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('verified', 'purged')
+     WHERE installation = %(installation)s AND sequence = %(sequence)s AND state <> 'purged' AND NOT retain
     RETURNING sequence
 )
-SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM purged) AS done,
-       (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM purging) AS done,
+       (SELECT CASE WHEN retain THEN 'retained' ELSE state END
+          FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+""")
+
+MARK_PURGED = sql.SQL("""
+UPDATE archives SET state = 'purged', purged_at = COALESCE(purged_at, now())
+ WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('purging', 'purged')
+RETURNING sequence
+""")
+
+PURGEABLE = sql.SQL("""
+SELECT * FROM archives
+ WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+   AND state <> 'purged' AND NOT retain
+ ORDER BY sequence
+""")
+
+PURGING = sql.SQL("""
+SELECT * FROM archives
+ WHERE installation = %(installation)s AND state = 'purging' AND (node_id IS NULL OR node_id = %(node_id)s)
+ ORDER BY sequence
 """)
 
 QUARANTINE = sql.SQL("""
@@ -89,7 +110,11 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released, {LATEST} AS 
               WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
                 AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
                 AND other.snapshot_key IS NOT NULL AND other.released_at IS NULL
-              ORDER BY other.created_at, other.uid) AS unarchived
+              ORDER BY other.created_at, other.uid) AS unarchived,
+       ARRAY(SELECT old.sequence FROM archives AS old
+              WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
+                AND old.kind = %(kind)s AND old.name = %(name)s AND old.state <> 'purged' AND NOT old.retain
+              ORDER BY old.sequence) AS purgeable
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
 """)
@@ -108,7 +133,9 @@ SELECT * FROM archives
 """)
 
 PUBLISHED = sql.SQL("""
-UPDATE archives SET object_name = %(object_name)s, published_at = COALESCE(published_at, now())
+UPDATE archives
+   SET object_name = COALESCE(NULLIF(%(object_name)s, ''), object_name),
+       published_at = COALESCE(published_at, now())
  WHERE installation = %(installation)s AND sequence = %(sequence)s
 """)
 

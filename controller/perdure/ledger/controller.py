@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from psycopg import sql
 from psycopg.rows import DictRow
 
-from perdure.api.archive import object_name as object_name_of
 from perdure.api.names import InstallationId, NamespaceUid, NodeId, NodeName, RuntimeRef
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.ledger import catalogue, operations
@@ -121,20 +119,14 @@ class PostgresControllerLedger:
         )
 
     async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
-        """Oldest first. One that was never recorded as published is among them, with the name that its object has if a
-        controller was killed between making and recording it."""
+        """Oldest first. One that was never recorded as published is among them: a controller may have been killed
+        between making its object and recording it."""
         rows = await self._database.rows(
             "listing purged archives that may have an object",
             catalogue.PURGED,
             {"installation": self._installation, "limit": limit},
         )
-        found = map(catalogue.archive_facts, rows)
-        return tuple(
-            archive
-            if archive.object_name
-            else replace(archive, object_name=object_name_of(archive.kind, archive.name, archive.sequence))
-            for archive in found
-        )
+        return tuple(map(catalogue.archive_facts, rows))
 
     async def unpublish(self, sequence: int) -> None:
         await self._write(

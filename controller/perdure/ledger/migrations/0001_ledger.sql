@@ -93,7 +93,7 @@ CREATE TABLE archives (
     installation       text NOT NULL,
     sequence           bigint NOT NULL,
     operation          text NOT NULL,
-    state              text NOT NULL CHECK (state IN ('writing', 'verified', 'quarantined', 'purged')),
+    state              text NOT NULL CHECK (state IN ('writing', 'verified', 'quarantined', 'purging', 'purged')),
     uid                text NOT NULL,
     namespace_uid      text NOT NULL,
     kind               text NOT NULL,
@@ -111,19 +111,22 @@ CREATE TABLE archives (
     uncompressed_bytes bigint NOT NULL DEFAULT 0,
     empty              boolean NOT NULL DEFAULT false,
     retain             boolean NOT NULL DEFAULT false,
-    object_name        text NOT NULL DEFAULT '',
+    object_name        text NOT NULL DEFAULT '', -- of its RuntimeArchive object; set when it is verified
     why                text NOT NULL DEFAULT '', -- of a quarantine
     begun_at           timestamptz NOT NULL DEFAULT now(),
     verified_at        timestamptz,
     published_at       timestamptz,          -- its RuntimeArchive object was made
     quarantined_at     timestamptz,
-    purged_at          timestamptz,
+    purging_at         timestamptz,          -- a person wanted it gone
+    purged_at          timestamptz,          -- the bytes are gone
     unpublished_at     timestamptz,          -- its RuntimeArchive object was taken down after the purge
-    PRIMARY KEY (installation, sequence),
-    UNIQUE (installation, operation)
+    PRIMARY KEY (installation, sequence)
 );
+-- An operation has one archive at a time: where a purge took what it was writing, it begins another.
+CREATE UNIQUE INDEX archives_of_operation ON archives (installation, operation) WHERE state IN ('writing', 'verified');
 CREATE INDEX archives_by_identity ON archives (installation, namespace_uid, kind, name, sequence DESC)
-    WHERE state = 'verified';
+    WHERE state <> 'purged';
 CREATE INDEX archives_by_object ON archives (installation, namespace_uid, object_name) WHERE object_name <> '';
 CREATE INDEX archives_unpublished ON archives (installation, sequence) WHERE state = 'verified' AND published_at IS NULL;
+CREATE INDEX archives_purging ON archives (installation, sequence) WHERE state = 'purging';
 CREATE INDEX archives_purged ON archives (installation, sequence) WHERE state = 'purged' AND unpublished_at IS NULL;

@@ -1,0 +1,516 @@
+"""What every ledger does: PostgreSQL and the fake of the crash matrix."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Protocol
+
+import pytest
+from psycopg import sql
+from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTables
+from tests.integration.ledger.samples import (
+    NAME_A,
+    NAME_B,
+    NODE_A,
+    NODE_B,
+    TTL,
+    archive,
+    archived,
+    finished,
+    ref,
+    started,
+    workspace,
+)
+
+from perdure.api.conditions import Reason
+from perdure.api.names import InstallationId, NamespaceUid, NodeId, OperationId, RuntimeRef
+from perdure.api.phases import Phase
+from perdure.api.runtime import Restore, RestorePolicy
+from perdure.ledger.agent import PostgresAgentLedger
+from perdure.ledger.controller import PostgresControllerLedger
+from perdure.ledger.database import Database
+from perdure.ledger.migrate import migrate
+from perdure.plan.certainty import Present
+from perdure.plan.world import LedgerFacts, Op
+from perdure.reconcile.ports import (
+    AgentLedger,
+    Binding,
+    BoundRow,
+    ControllerLedger,
+    LedgerUnavailable,
+    OperationRow,
+    PortError,
+    StaleFence,
+)
+
+LATEST = Restore()
+NONE = Restore(policy=RestorePolicy.NONE)
+EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
+
+
+class Rig(Protocol):
+    """One ledger, and as many processes on it as a test wants."""
+
+    def agent(self, node: NodeId = NODE_A) -> AgentLedger: ...
+
+    def controller(self) -> ControllerLedger: ...
+
+    async def let_leases_run_out(self) -> None: ...
+
+
+class PostgresRig:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def agent(self, node: NodeId = NODE_A) -> AgentLedger:
+        return PostgresAgentLedger(self._database, InstallationId("cluster"), node)
+
+    def controller(self) -> ControllerLedger:
+        return PostgresControllerLedger(self._database, InstallationId("cluster"))
+
+    async def let_leases_run_out(self) -> None:
+        await self._database.write("expiring leases", EXPIRE, {})
+
+
+class FakeRig:
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._tables = LedgerTables(now=lambda: self._now)
+
+    def agent(self, node: NodeId = NODE_A) -> AgentLedger:
+        return FakeAgentLedger(node, self._tables)
+
+    def controller(self) -> ControllerLedger:
+        return FakeControllerLedger(self._tables)
+
+    async def let_leases_run_out(self) -> None:
+        self._now += 10 * TTL
+
+
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.env), "fake"])
+async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
+    if request.param == "fake":
+        yield FakeRig()
+        return
+    async with Database(request.getfixturevalue("database_url")) as database:
+        await migrate(database)
+        yield PostgresRig(database)
+
+
+async def known(ledger: AgentLedger, of: RuntimeRef, restore: Restore = LATEST) -> LedgerFacts:
+    facts = await ledger.facts(of, restore)
+    assert isinstance(facts, Present)
+    return facts.it
+
+
+# ---------------------------------------------------------------------------------------------- identity, bindings
+
+
+async def test_the_identity_stays_and_its_fence_rises_with_each_lease(rig: Rig) -> None:
+    first = await rig.controller().identity()
+    lease = await rig.agent().acquire("key", TTL)
+    second = await rig.agent(NODE_B).identity()
+    assert first.id == second.id != ""
+    assert first.highest_fence < second.highest_fence == lease.fence
+
+
+async def test_an_unknown_runtime_is_unbound_and_unreleased(rig: Rig) -> None:
+    assert await rig.controller().read(ref(), LATEST) == BoundRow(None, False, None, False)
+    assert await known(rig.agent(), ref()) == LedgerFacts()
+
+
+async def test_a_binding_is_decided_once(rig: Rig) -> None:
+    first = await rig.controller().bind(ref(), NAME_A, NODE_A, "image:1")
+    second = await rig.controller().bind(ref(), NAME_B, NODE_B, "image:1")
+    assert first == second == Binding(ref().uid, NAME_A, NODE_A)
+    assert (await rig.controller().read(ref(), LATEST)).binding == first
+
+
+async def test_controllers_that_race_to_bind_agree(rig: Rig) -> None:
+    for n in range(10):
+        of = ref(f"uid-{n}")
+        results = await asyncio.gather(
+            *(
+                rig.controller().bind(of, name, node, "image:1")
+                for name, node in [(NAME_A, NODE_A), (NAME_B, NODE_B)] * 4
+            )
+        )
+        assert len(set(results)) == 1
+        assert (await rig.controller().read(of, LATEST)).binding == results[0]
+
+
+# ---------------------------------------------------------------------------------------------- operations
+
+
+async def test_a_finished_operation_with_a_snapshot_is_proof_of_data(rig: Rig) -> None:
+    ledger = rig.agent()
+    await ledger.apply([started(ref()), finished(ref(), snapshot_key="br-uid-1-1")], NAME_A)
+    assert (await known(ledger, ref())).data_seen == "br-uid-1-1"
+
+
+async def test_that_there_was_data_is_never_forgotten(rig: Rig) -> None:
+    ledger = rig.agent()
+    await ledger.apply([finished(ref(), 1, at=50, snapshot_key="key-1")], NAME_A)
+    await ledger.apply([finished(ref(), 2, at=60)], NAME_A)
+    assert (await known(ledger, ref())).data_seen == "key-1"
+    await ledger.apply([finished(ref(), 3, at=70, snapshot_key="key-2")], NAME_A)
+    await ledger.apply([finished(ref(), 4, at=40, snapshot_key="key-0")], NAME_A)
+    assert (await known(ledger, ref())).data_seen == "key-2"
+
+
+async def test_rows_may_come_twice_and_in_any_order(rig: Rig) -> None:
+    ledger = rig.agent()
+    rows: list[OperationRow] = [
+        started(ref(), 1),
+        finished(ref(), 1, snapshot_key="key-1"),
+        finished(ref(), 2, at=102, snapshot_key="k-2"),
+    ]
+    await ledger.apply(rows[::-1], NAME_A)
+    await ledger.apply(rows, NAME_A)
+    await ledger.apply([started(ref(), 2)], NAME_A)
+    assert (await known(ledger, ref())).data_seen == "k-2"
+
+
+async def test_a_message_with_odd_characters_does_not_hold_the_rows_up(rig: Rig) -> None:
+    await rig.agent().apply([finished(ref(), message="nul \0 and \udce4", snapshot_key="key-1")], NAME_A)
+    assert (await known(rig.agent(), ref())).data_seen == "key-1"
+
+
+async def test_a_durable_operation_is_begun_and_finished_under_its_lease(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    row = started(ref(), op=Op.PRESERVE)
+    await ledger.begin(row, NAME_A, lease)
+    await ledger.begin(row, NAME_A, lease)
+    await ledger.finish(finished(ref(), after=Phase.PRESERVING, snapshot_key="key-1"), NAME_A, lease, release=False)
+    facts = await known(ledger, ref())
+    assert (facts.data_seen, facts.released) == ("key-1", False)
+
+
+async def test_a_release_ends_the_life_and_late_rows_do_not_bring_it_back(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await ledger.apply([finished(ref(), 1, snapshot_key="key-1")], NAME_A)
+    await ledger.finish(finished(ref(), 2, at=200, after=Phase.REMOVED), NAME_A, lease, release=True)
+    await ledger.apply([finished(ref(), 3, at=300, snapshot_key="key-2")], NAME_A)
+    await ledger.finish(finished(ref(), 4, at=400), NAME_A, lease, release=False)
+    facts = await known(ledger, ref())
+    assert (facts.data_seen, facts.released) == ("key-1", True)
+    assert (await rig.controller().read(ref(), LATEST)).released
+
+
+async def test_a_finish_that_is_repeated_with_the_release_releases(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await ledger.finish(finished(ref()), NAME_A, lease, release=False)
+    await ledger.finish(finished(ref()), NAME_A, lease, release=True)
+    await ledger.finish(finished(ref()), NAME_A, lease, release=True)
+    assert (await known(ledger, ref())).released
+
+
+# ---------------------------------------------------------------------------------------------- leases
+
+
+async def test_a_lease_excludes_other_nodes_until_it_is_given_back(rig: Rig) -> None:
+    lease = await rig.agent(NODE_A).acquire("key", TTL)
+    with pytest.raises(PortError, match="holds it") as caught:
+        await rig.agent(NODE_B).acquire("key", TTL)
+    assert caught.value.reason is Reason.IN_PROGRESS
+    await rig.agent(NODE_A).release(lease)
+    assert (await rig.agent(NODE_B).acquire("key", TTL)).fence > lease.fence
+
+
+async def test_a_later_process_of_the_same_node_takes_over_at_once(rig: Rig) -> None:
+    old = await rig.agent(NODE_A).acquire("key", TTL)
+    new = await rig.agent(NODE_A).acquire("key", TTL)
+    assert new.fence > old.fence
+    assert new.token != old.token
+    with pytest.raises(StaleFence):
+        await rig.agent(NODE_A).renew(old, TTL)
+    await rig.agent(NODE_A).release(old)
+    assert (await rig.agent(NODE_A).renew(new, TTL)).fence == new.fence
+
+
+async def test_another_node_takes_over_only_what_has_run_out(rig: Rig) -> None:
+    old = await rig.agent(NODE_A).acquire("key", TTL)
+    await rig.let_leases_run_out()
+    new = await rig.agent(NODE_B).acquire("key", TTL)
+    assert new.fence > old.fence
+    with pytest.raises(StaleFence):
+        await rig.agent(NODE_A).renew(old, TTL)
+    await rig.agent(NODE_A).release(old)
+    with pytest.raises(PortError, match="holds it"):
+        await rig.agent(NODE_A).acquire("key", TTL)
+
+
+async def test_a_lease_that_ran_out_is_renewed_while_nobody_took_it(rig: Rig) -> None:
+    lease = await rig.agent().acquire("key", TTL)
+    await rig.let_leases_run_out()
+    with pytest.raises(StaleFence):
+        await rig.agent().begin(started(ref()), NAME_A, lease)
+    lease = await rig.agent().renew(lease, TTL)
+    await rig.agent().begin(started(ref()), NAME_A, lease)
+
+
+async def test_a_lease_that_was_given_back_is_not_renewed(rig: Rig) -> None:
+    lease = await rig.agent().acquire("key", TTL)
+    await rig.agent().release(lease)
+    with pytest.raises(StaleFence):
+        await rig.agent().renew(lease, TTL)
+
+
+async def test_of_eight_nodes_that_race_for_a_lease_one_has_it(rig: Rig) -> None:
+    nodes = [NodeId(f"node-{n}") for n in range(8)]
+    fences = []
+    for _ in range(10):
+        results = await asyncio.gather(*(rig.agent(node).acquire("key", TTL) for node in nodes), return_exceptions=True)
+        winners = [result for result in results if not isinstance(result, BaseException)]
+        refusals = [result for result in results if isinstance(result, PortError)]
+        assert (len(winners), len(refusals)) == (1, 7)
+        fences.append(winners[0].fence)
+        await rig.let_leases_run_out()
+    assert fences == sorted(set(fences))
+
+
+async def test_processes_of_one_node_that_race_leave_the_highest_fence_in_charge(rig: Rig) -> None:
+    leases = await asyncio.gather(*(rig.agent().acquire("key", TTL) for _ in range(8)))
+    newest = max(leases, key=lambda lease: lease.fence)
+    assert len({lease.fence for lease in leases}) == 8
+    for lease in leases:
+        if lease is not newest:
+            with pytest.raises(StaleFence):
+                await rig.agent().begin(started(ref()), NAME_A, lease)
+    await rig.agent().begin(started(ref()), NAME_A, newest)
+
+
+async def test_nothing_is_written_under_a_lost_lease(rig: Rig) -> None:
+    ledger = rig.agent(NODE_A)
+    lost = await ledger.acquire("key", TTL)
+    mine = await archived(ledger, ref(), lost, "operation-1")
+    writing = await ledger.begin_archive(OperationId("operation-2"), ref(), workspace(ref()), NODE_A, lost)
+    await rig.let_leases_run_out()
+    await rig.agent(NODE_B).acquire("key", TTL)
+    with pytest.raises(StaleFence):
+        await ledger.begin(started(ref()), NAME_A, lost)
+    with pytest.raises(StaleFence):
+        await ledger.begin_archive(OperationId("operation-3"), ref(), workspace(ref()), NODE_A, lost)
+    with pytest.raises(StaleFence):
+        await ledger.finish_archive(archive(ref(), writing), lost)
+    with pytest.raises(StaleFence):
+        await ledger.mark_purging(mine.sequence, lost)
+    with pytest.raises(StaleFence):
+        await ledger.finish(finished(ref(), snapshot_key="key-1"), NAME_A, lost, release=True)
+    facts = await known(ledger, ref())
+    assert facts == LedgerFacts(latest=mine, purgeable=(mine.sequence, writing))
+
+
+# ---------------------------------------------------------------------------------------------- archives
+
+
+async def test_an_archive_counts_once_it_is_verified(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    sequence = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
+    assert await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease) == sequence
+    assert (await known(ledger, ref())).latest is None
+    assert await ledger.archives(ref().identity, None) == ()
+    facts = archive(ref(), sequence)
+    await ledger.finish_archive(facts, lease)
+    await ledger.finish_archive(facts, lease)
+    listed = replace(facts, object_name=f"br-bot-{sequence}")
+    assert (await known(ledger, ref())).latest == listed
+    assert list(await ledger.archives(ref().identity, None)) == [listed]
+
+
+async def test_what_is_not_the_archive_being_written_is_not_entered(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref(), lease, "operation")
+    for wrong in (
+        replace(facts, sha256="another"),
+        replace(facts, uid=ref("another").uid),
+        replace(facts, sequence=facts.sequence + 1),
+    ):
+        with pytest.raises(LedgerUnavailable, match="being written"):
+            await ledger.finish_archive(wrong, lease)
+    assert list(await ledger.archives(ref().identity, None)) == [facts]
+
+
+async def test_latest_is_the_newest_that_is_not_empty_of_the_same_identity(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await archived(ledger, ref("uid-1"), lease, "1")
+    newest = await archived(ledger, ref("uid-2"), lease, "2")
+    empty = await archived(ledger, ref("uid-3"), lease, "3", empty=True)
+    await archived(ledger, ref("uid-4", name="other"), lease, "4")
+    await archived(ledger, ref("uid-5", namespace_uid="ns-2"), lease, "5")
+    facts = await known(ledger, ref("uid-9"))
+    assert facts.latest == newest
+    listed = await ledger.archives(ref().identity, None)
+    assert [entry.uid for entry in listed] == ["uid-1", "uid-2", "uid-3"]
+    assert listed[-1] == empty
+
+
+async def test_archives_are_listed_for_the_node_that_can_read_them(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    here = await archived(ledger, ref(), lease, "1", node=NODE_A)
+    there = await archived(ledger, ref(), lease, "2", node=NODE_B)
+    anywhere = await archived(ledger, ref(), lease, "3", node=None)
+    assert list(await ledger.archives(ref().identity, NODE_A)) == [here, anywhere]
+    assert list(await ledger.archives(ref().identity, None)) == [here, there, anywhere]
+
+
+async def test_a_runtime_is_bound_where_its_archive_is(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    first = await archived(ledger, ref(), lease, "1", node=NODE_A)
+    named = Restore(policy=RestorePolicy.ARCHIVE, archive=first.object_name)
+    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, False, NODE_A, True)
+    assert await controller.read(ref("uid-9"), NONE) == BoundRow(None, False, None, False)
+    await archived(ledger, ref(), lease, "2", node=None)
+    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, False, None, True)
+    assert await controller.read(ref("uid-9"), named) == BoundRow(None, False, NODE_A, True)
+
+
+async def test_an_archive_is_found_by_the_name_of_its_object_in_its_namespace(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref(), lease, "1")
+    named = Restore(policy=RestorePolicy.ARCHIVE, archive=facts.object_name)
+    assert (await known(ledger, ref("uid-9", name="other"), named)).named == facts
+    assert (await known(ledger, ref("uid-9", namespace_uid="ns-2"), named)).named is None
+    assert (await known(ledger, ref("uid-9"), Restore(policy=RestorePolicy.ARCHIVE, archive="none"))).named is None
+    assert (await known(ledger, ref("uid-9"), LATEST)).named is None
+
+
+async def test_other_lives_with_data_that_nobody_archived_are_told(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await ledger.apply([finished(ref("uid-1"), snapshot_key="key-1")], NAME_A)
+    await ledger.apply([finished(ref("uid-2"))], NAME_A)
+    await ledger.apply([finished(ref("uid-3", name="other"), snapshot_key="key-3")], NAME_A)
+    assert (await known(ledger, ref("uid-9"))).unarchived == ("uid-1",)
+    assert (await known(ledger, ref("uid-1"))).unarchived == ()
+    await ledger.finish(finished(ref("uid-1"), 2), NAME_A, lease, release=True)
+    assert (await known(ledger, ref("uid-9"))).unarchived == ()
+
+
+async def test_data_of_an_object_that_was_given_up_is_still_an_orphan(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    await ledger.apply([finished(ref("uid-1"), snapshot_key="key-1")], NAME_A)
+    await controller.force_release(ref("uid-1"), "the node burnt down")
+    await controller.force_release(ref("uid-1"), "the node burnt down")
+    await controller.force_release(ref("uid-2"), "never seen")
+    assert (await known(ledger, ref("uid-9"))).unarchived == ("uid-1",)
+    assert not (await controller.read(ref("uid-1"), LATEST)).released
+
+
+async def test_a_quarantined_archive_is_not_restored(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref(), lease, "1")
+    await ledger.quarantine(facts.sequence, "the hash is wrong")
+    assert (await known(ledger, ref())).latest is None
+    assert await ledger.archives(ref().identity, None) == ()
+    with pytest.raises(LedgerUnavailable):
+        await ledger.finish_archive(facts, lease)
+    assert await rig.controller().unpublished(10) == ()
+
+
+async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    verified, retained, bad, empty = [
+        await archived(ledger, ref(), lease, operation, empty=operation == "4") for operation in ("1", "2", "3", "4")
+    ]
+    writing = await ledger.begin_archive(OperationId("5"), ref("uid-2"), workspace(ref("uid-2")), NODE_A, lease)
+    await archived(ledger, ref("uid-3", name="other"), lease, "6")
+    await ledger.quarantine(bad.sequence, "the hash is wrong")
+    await controller.record_retained(ref().namespace_uid, retained.object_name, True)
+    expected = [verified.sequence, bad.sequence, empty.sequence, writing]
+    assert [facts.sequence for facts in await ledger.purgeable(ref().identity)] == expected
+    assert list((await known(ledger, ref("uid-9"))).purgeable) == expected
+    with pytest.raises(PortError) as caught:
+        await ledger.mark_purging(retained.sequence, lease)
+    assert caught.value.reason is Reason.PURGE_FAILED
+    for sequence in expected:
+        await ledger.mark_purging(sequence, lease)
+        await ledger.mark_purged(sequence)
+    assert await ledger.purgeable(ref().identity) == ()
+    assert [facts.sequence for facts in await ledger.archives(ref().identity, None)] == [retained.sequence]
+
+
+async def test_a_purge_that_was_begun_is_finished_by_the_node_that_has_the_archive(rig: Rig) -> None:
+    lease = await rig.agent(NODE_A).acquire("key", TTL)
+    here, there, anywhere = [
+        await archived(rig.agent(NODE_A), ref(), lease, str(node), node=node) for node in (NODE_A, NODE_B, None)
+    ]
+    with pytest.raises(PortError) as caught:
+        await rig.agent(NODE_B).mark_purged(there.sequence)
+    assert caught.value.reason is Reason.PURGE_FAILED
+    for facts in (here, there, anywhere):
+        await rig.agent(NODE_A).mark_purging(facts.sequence, lease)
+        await rig.agent(NODE_A).mark_purging(facts.sequence, lease)
+    assert list(await rig.agent(NODE_B).purging(NODE_B)) == [there, anywhere]
+    assert list((await known(rig.agent(), ref())).purgeable) == [here.sequence, there.sequence, anywhere.sequence]
+    assert (await known(rig.agent(), ref())).latest is None
+    await rig.agent(NODE_B).mark_purged(there.sequence)
+    await rig.agent(NODE_B).mark_purged(there.sequence)
+    assert list(await rig.agent(NODE_B).purging(NODE_B)) == [anywhere]
+    assert list((await known(rig.agent(), ref())).purgeable) == [here.sequence, anywhere.sequence]
+
+
+async def test_an_operation_whose_archive_was_purged_under_it_begins_another(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    first = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
+    await ledger.mark_purging(first, lease)
+    with pytest.raises(LedgerUnavailable, match="being written"):
+        await ledger.finish_archive(archive(ref(), first), lease)
+    second = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
+    assert second > first
+    await ledger.finish_archive(archive(ref(), second), lease)
+
+
+async def test_a_purged_archive_is_gone_for_good_and_its_object_is_taken_down(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    first, second = [await archived(ledger, ref(), lease, operation) for operation in ("1", "2")]
+    await controller.published(first.sequence, first.object_name)
+    for facts in (first, second):
+        await ledger.mark_purging(facts.sequence, lease)
+        assert await controller.purged(10) == ()
+    for facts in (first, second):
+        await ledger.mark_purged(facts.sequence)
+        await ledger.quarantine(facts.sequence, "too late")
+    assert (await known(ledger, ref())).latest is None
+    assert list(await controller.purged(10)) == [first, second]
+    assert list(await controller.purged(1)) == [first]
+    await controller.unpublish(first.sequence)
+    assert list(await controller.purged(10)) == [second]
+    assert await controller.unpublished(10) == ()
+
+
+async def test_verified_archives_are_published_once_oldest_first(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    first, second = [await archived(ledger, ref(), lease, operation) for operation in ("1", "2")]
+    await ledger.begin_archive(OperationId("3"), ref(), workspace(ref()), NODE_A, lease)
+    assert list(await controller.unpublished(10)) == [first, second]
+    assert list(await controller.unpublished(1)) == [first]
+    await controller.published(first.sequence, first.object_name)
+    assert list(await controller.unpublished(10)) == [second]
+
+
+async def test_retain_is_carried_into_the_catalogue_and_back(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref(), lease, "1")
+    namespace_uid = ref().namespace_uid
+    for retain in (True, True, False):
+        await controller.record_retained(namespace_uid, facts.object_name, retain)
+        await controller.record_retained(NamespaceUid("other"), facts.object_name, not retain)
+        assert [entry.retain for entry in await ledger.archives(ref().identity, None)] == [retain]
