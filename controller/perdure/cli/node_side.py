@@ -144,7 +144,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("node-report", _report_node(process, side, common.resync_seconds))
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
-    #process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
+    process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("gauges", _gauge(process, side))
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, _count_crash(process)))
     return side

@@ -16,6 +16,8 @@ import structlog
 import uvloop
 
 from perdure.cli.settings import CommonSettings
+from perdure.kube.heartbeat import NodeNameTaken
+from perdure.kube.lease import LeadershipLost
 from perdure.reconcile.ports import PortError
 from perdure.telemetry.health import Checks, HealthServer
 from perdure.telemetry.loop_lag import Heartbeat, measure
@@ -45,6 +47,8 @@ class Process:
 
 
 RETRY_SECONDS = 2.0
+EXPECTED = (PortError, LeadershipLost, NodeNameTaken)
+"""What ends a process in words that a person can act on."""
 
 Part = TypeVar("Part")
 
@@ -72,6 +76,15 @@ async def serve(settings: CommonSettings, checks: Iterable[str], main: Main) -> 
                 group.create_task(main(Process(metrics, known, group, closing)), name="main")
     except* _Ended:
         log.info("ended_by_signal")
+    except* EXPECTED as group:
+        # A part cannot go on: its own words, not a group's.
+        raise _first(group) from None
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def patiently(process: Process, check: str, attempt: Callable[[], Coroutine[Any, Any, Part]]) -> Part:

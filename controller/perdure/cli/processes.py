@@ -72,6 +72,8 @@ def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     """From here on it is a process with a log: an unexpected error ends it with its traceback, not with one line."""
     from perdure.cli.errors import CommandFailed
     from perdure.kube.access import NoCluster
+    from perdure.kube.heartbeat import NodeNameTaken
+    from perdure.kube.lease import LeadershipLost
     from perdure.reconcile.ports import PortError
     from perdure.telemetry import logs
     from perdure.telemetry.health import AddressInUse
@@ -80,7 +82,7 @@ def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     logs.configure(settings.common.log_level, settings.common.log_format)
     try:
         run(settings)
-    except (PortError, NoCluster, AddressInUse) as error:
+    except (PortError, NoCluster, AddressInUse, LeadershipLost, NodeNameTaken) as error:
         raise CommandFailed(logs.redact(str(error)), "runtimes that run go on running meanwhile") from error
 
 

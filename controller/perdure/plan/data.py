@@ -9,7 +9,6 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState
 from perdure.plan.certainty import Present
 from perdure.plan.data_source import Fresh, FromArchive, Undecided, choose
-from perdure.plan.operations import TRANSIENT_PHASE, opening
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.steps import (
     AdoptSnapshot,
@@ -68,12 +67,10 @@ def workspace_must_exist(scene: Scene) -> Plan | None:
         case Fresh():
             archive = None
     op = Op.RESTORE if archive is not None else Op.START
-    first = opening(scene.record, op, Source.KUBECTL)
-    if first is not None:
-        return scene.do(first, phase=TRANSIENT_PHASE[op])
     image = scene.image
     if image is None:
-        return scene.do(EnsureImage(scene.runtime.spec.image, scene.runtime.spec.image_pull_policy))
+        ensure = EnsureImage(scene.runtime.spec.image, scene.runtime.spec.image_pull_policy)
+        return scene.under(op, Source.KUBECTL, ensure)
     if archive is not None and archive.chain_id != image.chain_id:
         return scene.block(
             Reason.IMAGE_CHANGED,
@@ -82,7 +79,7 @@ def workspace_must_exist(scene: Scene) -> Plan | None:
         )
     n = scene.record.newest_n + 1
     prepare = PrepareWorkspace(scene.world.ref.snapshot_key(n), n, image, archive)
-    return scene.do(prepare, *sandbox_if_missing(scene))
+    return scene.under(op, Source.KUBECTL, prepare, *sandbox_if_missing(scene))
 
 
 def workspace_is_where_it_was(scene: Scene) -> Plan | None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Present, Unknown
-from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
+from perdure.plan.operations import closing
 from perdure.plan.restart import judge
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.spec_hash import reads_sources, same_process
@@ -55,8 +55,7 @@ def process_ended(scene: Scene) -> Plan | None:
         verdict.halted,
         verdict.restarts,
     )
-    first = opening(record, op, Source.NODE_EVENT)
-    return scene.do(first, phase=TRANSIENT_PHASE[op]) if first is not None else scene.do(reap)
+    return scene.under(op, Source.NODE_EVENT, reap)
 
 
 def _stopped_by_wish(record: Record) -> bool:
@@ -77,8 +76,7 @@ def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
     exit_ = scene.record.last_exit
     message = f"the main process ended with exit code {exit_.code}" if exit_ else ""
     scene.draft.set(ConditionType.READY, Truth.FALSE, halted.reason, message)
-    done = closing(scene.record, Phase.STOPPED, message)
-    return Plan(steps=(done,) if done else (), status=scene.draft.build(Phase.STOPPED))
+    return scene.rest(closing(scene.record, Phase.STOPPED, message), Phase.STOPPED)
 
 
 def container_fits(scene: Scene) -> Plan | None:
@@ -107,12 +105,11 @@ def container_fits(scene: Scene) -> Plan | None:
 
 
 def _make_container(scene: Scene, workspace: Workspace) -> Plan:
-    first = opening(scene.record, Op.START if not workspace.ever_started else Op.RESTART, Source.AUTO_RECONCILE)
-    if first is not None:
-        return scene.do(first, phase=Phase.CREATING)
+    op = Op.RESTART if workspace.ever_started else Op.START
     image = scene.image
     if image is None:
-        return scene.do(EnsureImage(workspace.image, scene.runtime.spec.image_pull_policy))
+        ensure = EnsureImage(workspace.image, scene.runtime.spec.image_pull_policy)
+        return scene.under(op, Source.AUTO_RECONCILE, ensure)
     if image.chain_id != workspace.chain_id:
         return scene.block(
             Reason.IMAGE_CHANGED,
@@ -121,8 +118,8 @@ def _make_container(scene: Scene, workspace: Workspace) -> Plan:
         )
     missing = sandbox_if_missing(scene)
     if missing:
-        return scene.do(*missing)
-    return scene.do(CreateContainer(workspace.key, image, scene.mark))
+        return scene.under(op, Source.AUTO_RECONCILE, *missing)
+    return scene.under(op, Source.AUTO_RECONCILE, CreateContainer(workspace.key, image, scene.mark))
 
 
 def task_runs(scene: Scene) -> Plan | None:
@@ -167,9 +164,5 @@ def healthy(scene: Scene) -> Plan:
         scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY, "")
     else:
         scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
-    done = closing(record, Phase.RUNNING)
-    return Plan(
-        steps=(done,) if done else (),
-        status=scene.draft.build(Phase.RUNNING),
-        wake_at=ready_at if scene.now < ready_at else None,
-    )
+    wake_at = ready_at if scene.now < ready_at else None
+    return scene.rest(closing(record, Phase.RUNNING), Phase.RUNNING, wake_at=wake_at)

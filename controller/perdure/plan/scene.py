@@ -16,7 +16,9 @@ from perdure.plan.certainty import Absent, Present
 from perdure.plan.operations import TRANSIENT_PHASE, opening
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import (
+    Begin,
     CreateSandbox,
+    Finish,
     Plan,
     Step,
     Waiting,
@@ -86,9 +88,16 @@ class Scene:
         return Plan(steps=steps, status=self.draft.build(phase or self.transient))
 
     def under(self, op: Op, source: Source, *steps: Step) -> Plan:
-        """These steps, once the intent of `op` is committed."""
+        """These steps, after the intent of `op` is committed; after the end of another operation is, only that."""
         first = opening(self.record, op, source)
-        return self.do(first, phase=TRANSIENT_PHASE[op]) if first is not None else self.do(*steps)
+        if first is None:
+            return self.do(*steps)
+        return self.do(first, *(steps if isinstance(first, Begin) else ()), phase=TRANSIENT_PHASE[op])
+
+    def rest(self, done: Finish | None, phase: Phase, *, wake_at: float | None = None) -> Plan:
+        """Nothing is left to do but to close the operation and to show the end."""
+        steps = (done,) if done is not None else ()
+        return Plan(steps=steps, status=self.draft.build(phase), wake_at=wake_at, settled=True)
 
     def wait(self, reason: Reason, message: str, *, until: float | None = None, phase: Phase | None = None) -> Plan:
         self.draft.set(ConditionType.READY, Truth.FALSE, reason, message)

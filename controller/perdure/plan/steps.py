@@ -210,3 +210,5 @@ class Plan:
     """None: nobody to show it to, or nothing certain to say."""
     wake_at: float | None = None
     waiting: Waiting | None = None
+    settled: bool = False
+    """After these steps (at most a `Finish`) nothing is left to do: the status is that of the end, no look is needed."""

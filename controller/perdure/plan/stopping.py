@@ -8,7 +8,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState
 from perdure.plan.certainty import Absent, Present
-from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
+from perdure.plan.operations import closing, opening
 from perdure.plan.scene import Scene
 from perdure.plan.steps import (
     Note,
@@ -57,8 +57,7 @@ def _at_rest(scene: Scene, op: Op) -> Plan:
     if scene.record.operation is None and scene.record.phase is not phase:
         begun = opening(scene.record, op, Source.KUBECTL)
         return Plan(steps=(begun,) if begun else (), status=scene.draft.build(phase))
-    done = closing(scene.record, phase)
-    return Plan(steps=(done,) if done else (), status=scene.draft.build(phase))
+    return scene.rest(closing(scene.record, phase), phase)
 
 
 def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
@@ -67,18 +66,15 @@ def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
     container = scene.world.ref.container_id
     if task is None and not record.running:
         return None
-    first = opening(record, op, source)
-    if first is not None:
-        return scene.do(first, phase=TRANSIENT_PHASE[op])
     if task is not None and task.state is not TaskState.STOPPED:
         stop = scene.runtime.spec.stop
         image = scene.image
         signal = stop.signal or (image.stop_signal if image else "") or DEFAULT_STOP_SIGNAL
         preserve = op is Op.PRESERVE and scene.workspace is not None
         preflight = scene.workspace.key if preserve and scene.workspace is not None else None
-        return scene.do(StopTask(container, signal, float(stop.grace_period_seconds), preflight))
+        return scene.under(op, source, StopTask(container, signal, float(stop.grace_period_seconds), preflight))
     ended = task.exit if task is not None else Exit(None, scene.now)
-    return scene.do(ReapTask(container, ended, 0, None, None, record.restarts))
+    return scene.under(op, source, ReapTask(container, ended, 0, None, None, record.restarts))
 
 
 def remove_container_and_sandbox(scene: Scene) -> tuple[Step, ...]:

@@ -80,13 +80,13 @@ class Reconciler:
             if world is None:
                 break
             plan_ = plan(world, loop.now())
-            if not plan_.steps:
+            if plan_.steps and not await self._do(world, plan_):
+                outcome = "failed"
+            elif plan_.settled or not plan_.steps:
                 await self._settle(world, plan_)
                 if plan_.waiting is not None:
                     outcome = "waiting"
                 break
-            if not await self._do(world, plan_):
-                outcome = "failed"
         else:
             outcome = "unsettled"
             log.error("reconcile_does_not_settle", uid=uid, rounds=MAX_ROUNDS)
