@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from rig.paths import unlisted_sbin
+from rig.paths import system_path
 from rig.processes import Daemon, ProcessIdentity, command_lines, end
 from rig.progress import CommandError, run
 
@@ -178,7 +178,7 @@ class Containerd:
         ]
 
     def _path(self) -> str:
-        path = unlisted_sbin(os.environ.get("PATH", "/usr/bin:/bin"))
+        path = system_path(os.environ.get("PATH", "/usr/bin:/bin"))
         return f"{self.program_directory}{os.pathsep}{path}" if self.program_directory else path
 
 

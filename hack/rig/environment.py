@@ -18,14 +18,11 @@ from rig import binaries, controlplane, images, packages, ports
 from rig.containerd import Containerd, mounts_below, unmount_below
 from rig.controlplane import ControlPlane
 from rig.exports import render_wrapper
-from rig.paths import CHECKOUT, DIRECTORY_FILE, RUN_ROOT, environment_id, run_directory
+from rig.paths import CHECKOUT, DIRECTORY_FILE, OWNER_FILE, RUN_ROOT, environment_id, run_directory
 from rig.postgres import Postgres, programs
 from rig.probes import answers
 from rig.processes import CommandLine, Daemon, command_lines, end, recorded
 from rig.progress import run, say, ticking
-
-OWNER_FILE = "perdure-environment"
-"""Marks a folder as one of ours, so that ``down`` never empties a folder that somebody named by mistake."""
 
 ENGINE_NAMESPACE = "perdure"
 PORT_USERS = {**controlplane.PORT_USERS, "operator": "perdure-standalone"}

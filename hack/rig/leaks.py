@@ -96,14 +96,21 @@ def leaked(before: Footprint, after: Footprint, others: Iterable[OtherEnvironmen
     return lines
 
 
-def settled_leaks(before: Footprint, *, own: Path, run_token: str = "", folders: Iterable[Path] = ()) -> list[str]:
-    """``leaked`` against the machine as it is once nothing new vanishes any more, at most 15 s from now."""
-    wanted = list(folders)
-    neighbours = {other.identifier: other for other in other_environments(own)}
+def settled_leaks(
+    before: Footprint, *, own: Path, run_token: str = "", folders: Iterable[Path] = (), concerning: Iterable[str] = ()
+) -> list[str]:
+    """``leaked`` against the machine as it is once nothing new vanishes any more, at most 15 s from now.
+
+    ``concerning`` limits it to lines that contain one of these texts: a test among others can only speak for itself.
+    """
+    wanted, texts = list(folders), list(concerning)
+    neighbours: dict[str, OtherEnvironment] = {}
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         neighbours |= {other.identifier: other for other in other_environments(own)}
         lines = leaked(before, Footprint.take(run_token=run_token, folders=wanted), neighbours.values())
+        if texts:
+            lines = [line for line in lines if any(text in line for text in texts)]
         if not lines or time.monotonic() > deadline:
             return lines
         time.sleep(0.5)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rig.paths import unlisted_sbin
+from rig.paths import system_path
 from rig.progress import run, ticking
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -34,7 +34,7 @@ class Package:
         """True if the proof is found."""
         if self.proof.startswith("/"):
             return Path(self.proof).exists()
-        return shutil.which(self.proof, path=unlisted_sbin(os.environ.get("PATH", "/usr/bin:/bin"))) is not None
+        return shutil.which(self.proof, path=system_path(os.environ.get("PATH", "/usr/bin:/bin"))) is not None
 
 
 REQUIRED = (

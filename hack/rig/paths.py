@@ -16,6 +16,9 @@ RUN_ROOT = Path("/run/perdure-env")
 DIRECTORY_FILE = "directory"
 """In each environment's runtime folder: names the folder that the environment is kept in."""
 
+OWNER_FILE = "perdure-environment"
+"""Marks a folder as one of ours, so that ``down`` never empties a folder that somebody named by mistake."""
+
 DEFAULT_ENVIRONMENT = CHECKOUT / ".perdure"
 """``hack/env`` without ``--dir``. Ignored by git."""
 
@@ -36,7 +39,11 @@ def run_directory(directory: Path) -> Path:
     return RUN_ROOT / environment_id(directory)
 
 
-def unlisted_sbin(path: str) -> str:
-    """``path`` (a PATH value) with the system folders that a plain user's shell often lacks added at its end."""
-    parts = path.split(os.pathsep)
+def system_path(path: str) -> str:
+    """``path`` (a PATH value) as the machine means it: without environments' own commands, with the sbin folders.
+
+    A wrapper in an environment's ``bin`` must never be taken for the program that it wraps; and a plain user's shell
+    often lacks ``/usr/sbin``.
+    """
+    parts = [part for part in path.split(os.pathsep) if not (Path(part).parent / OWNER_FILE).exists()]
     return os.pathsep.join([*parts, *(extra for extra in ("/usr/sbin", "/sbin") if extra not in parts)])

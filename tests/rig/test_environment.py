@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from rig.environment import OWNER_FILE, Environment, RefusedError
+from rig.environment import Environment, RefusedError
 from rig.leaks import Footprint, other_environments, settled_leaks
-from rig.paths import CHECKOUT
+from rig.paths import CHECKOUT, OWNER_FILE, environment_id
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 SECOND_START_SECONDS = 15
@@ -21,7 +21,7 @@ SECOND_START_SECONDS = 15
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A folder for an environment of the test's own; whatever the test did, the environment is down afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="perdure-rig-test-", dir="/var/tmp"))
+    path = Path(tempfile.mkdtemp(prefix="perdure-rig-test-"))
     yield path
     Environment(path).down()
     shutil.rmtree(path, ignore_errors=True)
@@ -43,8 +43,15 @@ def in_shell(exports: str, script: str) -> str:
     return result.stdout
 
 
+def leaks_of(environment: Environment, before: Footprint) -> list[str]:
+    """What one environment left; other tests are at work on the machine at the same time."""
+    folders = (environment.directory, environment.run_directory)
+    names = (str(environment.directory), environment_id(environment.directory))
+    return settled_leaks(before, own=environment.directory, folders=folders, concerning=names)
+
+
 RUN_CONTAINER = """
-ctr -n perdure run -d --runc-root "$PERDURE_RUNC_ROOT" --cgroup "$PERDURE_CGROUP_PARENT/c" \
+ctr -n perdure run -d --null-io --runc-root "$PERDURE_RUNC_ROOT" --cgroup "$PERDURE_CGROUP_PARENT/c" \
     perdure.dev/samples/busybox:2 c
 ctr -n perdure tasks exec --exec-id e c cat /etc/perdure-sample-release
 """
@@ -79,7 +86,7 @@ def test_environment_serves_keeps_data_and_leaves_nothing(directory: Path) -> No
     hack_env("down", directory)
     assert not directory.exists()
     assert not run_directory.exists()
-    assert settled_leaks(before, own=directory, folders=(directory, run_directory)) == []
+    assert leaks_of(environment, before) == []
 
 
 def test_killed_shim_and_engine_leave_nothing_after_down(directory: Path) -> None:
@@ -89,10 +96,14 @@ def test_killed_shim_and_engine_leave_nothing_after_down(directory: Path) -> Non
     in_shell(hack_env("up", directory), RUN_CONTAINER)
     engine = environment.engine
     (shim,) = engine.shims()
+    (address,) = engine.state.glob("*/perdure/c/address")
+    socket = Path(address.read_text().removeprefix("unix://"))
+    assert socket.is_socket()
     engine.daemon.kill()
     os.kill(shim.pid, 9)
     environment.down()
-    assert settled_leaks(before, own=directory, folders=(directory, environment.run_directory)) == []
+    assert leaks_of(environment, before) == []
+    assert not socket.exists()
 
 
 def test_two_environments_do_not_know_of_each_other(directory: Path) -> None:
