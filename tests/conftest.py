@@ -4,6 +4,7 @@ A test that uses one of these is marked ``env`` (and ``root`` where it makes mou
 want of them: it fails and says what to run.
 """
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -19,6 +20,14 @@ from rig.containerd import cgroups_named, end_cgroup, unmount_below
 from rig.images import write_samples
 
 ADVICE = 'run the tests with hack/test, or start services first: eval "$(hack/env up)"'
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say that the main thread has no event loop: else asyncio makes one when pytest-asyncio asks, and nobody closes it.
+
+    The warning about that loop then fails whichever test the collector runs in (Python 3.11, asyncio/events.py).
+    """
+    asyncio.set_event_loop(None)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
