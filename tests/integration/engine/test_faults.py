@@ -141,6 +141,7 @@ async def test_either_protection_alone_keeps_a_workspace(rig: EngineRig, service
     await collect_garbage(services)
     for key in keys:
         assert (await rig.engine.layer(key)).upper.is_dir()
+        await rig.engine.remove_workspace(key)
 
 
 async def test_a_gate_that_cannot_be_read_is_not_open(rig: EngineRig, services: Services) -> None:
