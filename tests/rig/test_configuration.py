@@ -10,6 +10,7 @@ from rig import ports
 from rig.binaries import PROGRAMS
 from rig.containerd import config_version, render_config
 from rig.go import reported_version, required_version
+from rig.paths import OWNER_FILE, system_path
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,9 @@ def test_ports_are_remembered_until_somebody_else_takes_one(monkeypatch: pytest.
         changed = ports.remembered(here, ["a", "b"], frozenset())
     assert changed["a"] != first["a"]
     assert changed["b"] == first["b"]
+
+
+def test_an_environments_own_commands_are_never_taken_for_the_machines(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / OWNER_FILE).touch()
+    assert system_path(f"{tmp_path / 'bin'}:/usr/bin:/sbin") == "/usr/bin:/sbin:/usr/sbin"
