@@ -271,6 +271,10 @@ class FakeEngine:
             self._machine.removed.append(key)
         self._call("remove_workspace", "after")
 
+    async def forget(self, ref: RuntimeRef) -> None:
+        self._call("forget", "before")
+        self._call("forget", "after")
+
     # ------------------------------------------------------------------------------------------ container and task
 
     async def create_container(self, plan: ContainerPlan) -> None:

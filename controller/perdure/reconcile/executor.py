@@ -125,6 +125,7 @@ class Executor:
                 log.debug("noted", runtime=str(ref), uid=ref.uid, why=why)
                 await self._hands.journal.commit(put=record)
             case Forget():
+                await self._hands.engine.forget(ref)
                 await self._hands.journal.commit(forget=ref.uid)
             case EnsureImage(image, policy):
                 await self._hands.engine.ensure_image(image, policy)

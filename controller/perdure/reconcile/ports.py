@@ -241,6 +241,9 @@ class Engine(Protocol):
     async def remove_workspace(self, key: SnapshotKey) -> None:
         """Remove snapshot and lease. The caller has the ground for it. Refused while a container refers to it."""
 
+    async def forget(self, ref: RuntimeRef) -> None:
+        """Remove what is kept beside the data of a life that is over: its containers' logs. Nothing there: nothing."""
+
     def events(self) -> AsyncIterator[EngineEvent]:
         """Task events of this installation, until the stream breaks (then it ends: subscribe again, then list)."""
 

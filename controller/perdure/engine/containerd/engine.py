@@ -109,6 +109,9 @@ class ContainerdEngine:
     async def remove_workspace(self, key: SnapshotKey) -> None:
         await self._workspaces.remove(key)
 
+    async def forget(self, ref: RuntimeRef) -> None:
+        await self._tasks.remove_logs(ref)
+
     async def events(self) -> AsyncIterator[EngineEvent]:
         """See the port. containerd confirms no subscription and replays nothing: list after subscribing."""
         stream = self._services.subscribe(f'topic~="^/tasks/",namespace=={self._settings.namespace}')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 import signal as signals
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import structlog
 
 from perdure.api import names
 from perdure.api.conditions import Reason
-from perdure.api.names import ContainerId, SnapshotKey
+from perdure.api.names import ContainerId, RuntimeRef, SnapshotKey
 from perdure.engine.containerd.containers import Containers
 from perdure.engine.containerd.errors import NotFound, RpcFailed, RpcTimeout, start_refusal
 from perdure.engine.containerd.labels import reference, snapshot_facts
@@ -143,10 +144,23 @@ class Tasks:
         raise EngineUnavailable(f"containerd does not know the state of task {container}; check its shim")
 
     def _log_file(self, record: ContainerRecord, n: int) -> Path:
-        ref = reference(record.labels)
-        folder = self._settings.state_dir / "logs" / f"{ref.namespace}_{ref.name}_{ref.uid}"
+        folder = self._log_folder(reference(record.labels))
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         return folder / f"{n}.log"
+
+    def _log_folder(self, ref: RuntimeRef) -> Path:
+        return self._settings.state_dir / "logs" / f"{ref.namespace}_{ref.name}_{ref.uid}"
+
+    async def remove_logs(self, ref: RuntimeRef) -> None:
+        """See `forget` of the port."""
+        try:
+            await asyncio.to_thread(shutil.rmtree, self._log_folder(ref))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise EngineRefused(
+                f"cannot remove the logs of {ref}: {error}; look at the state folder", reason=Reason.INTERNAL_ERROR
+            ) from error
 
     async def _clear(self, container: ContainerId) -> None:
         """Take away a task whose program never ran: there is nothing of a container's in it. A running one is left."""
