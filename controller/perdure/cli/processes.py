@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,10 @@ def standalone(**given: Any) -> None:
 
     url = read_database_url(given)
     _run(composition.run, StandaloneSettings(common=_common(given), database_url=url, node=_node(given)))
+
+
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+"""Read when grpc is imported: its fork handlers, which we have no use for, complain on stderr at each child process."""
 
 
 def _run(run: Callable[[Settings], None], settings: Settings) -> None:

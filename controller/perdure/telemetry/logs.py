@@ -26,6 +26,7 @@ _SECRET_FIELDS = frozenset({"password", "dsn", "database_url", "secret", "token"
 _LEVELS: Mapping[str, int] = {
     "kopf.objects": logging.WARNING,  # one line per object and event otherwise: the same story told twice
     "kopf.reactor": logging.WARNING,
+    "grpc": logging.WARNING,  # one line per call at debug: nothing that our own lines do not tell
     "aiohttp.access": logging.WARNING,  # a probe every few seconds is not news
 }
 """Loggers of libraries that are too talkative at the process's own level."""
