@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import msgspec
 import pytest
 from tests.fakes.cluster import ClusterState, FakeCluster
+from tests.integration.kube.control_plane import control_plane
 
 from perdure.api.archive import object_name
 from perdure.api.conditions import ConditionType, Reason, Truth
@@ -48,6 +49,9 @@ from perdure.reconcile.ports import (
     StatusConflict,
 )
 from perdure.telemetry.metrics import new_metrics
+from rig.controlplane import ControlPlane
+
+__all__ = ["control_plane"]
 
 IMAGE = "perdure.dev/samples/busybox:1"
 NODE, NODE_ID = NodeName("node-a"), NodeId(f"id-{uuid.uuid4()}")
@@ -227,7 +231,8 @@ async def world(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[
         "{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],"
         " clusters: [{name: c, cluster: {server: 'http://127.0.0.1:9'}}], users: [{name: u, user: {}}]}"
     )
-    source = ClusterSource(request.getfixturevalue("env").kubeconfig)
+    plane: ControlPlane = request.getfixturevalue("control_plane")
+    source = ClusterSource(plane.admin_kubeconfig)
     async with ApiClient(source) as client, ApiClient(ClusterSource(nowhere)) as away:
         real = RealWorld(client, away)
         await real.open()

@@ -55,6 +55,7 @@ class NodeSink(Protocol):
     def deleted(self, node: RuntimeNode) -> None: ...
 
 
+GOODBYE_SECONDS = 0.25
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
 """Makes an object typed, in kopf's thread, and returns the call that hands it over, for the caller's loop."""
@@ -242,6 +243,9 @@ class _Operation:
         finally:
             with self._lock:
                 self._loop = self._stop = None
+            # TLS connections of watches that were cut say goodbye to the server, which aiohttp cannot be awaited for
+            # (https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown).
+            await asyncio.sleep(GOODBYE_SECONDS)
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:

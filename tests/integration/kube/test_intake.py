@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
 import pytest
+from tests.integration.kube.conftest import User, eventually
 
 from perdure.api.names import LABEL_NODE_ID, Kind, NodeId, Uid
 from perdure.api.runtime import DesiredState, Runtime
@@ -12,7 +13,6 @@ from perdure.kube.access import ClusterSource
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import node_selector
 from perdure.kube.intake import Intake, runtime_watches
-from tests.integration.kube.conftest import User, eventually
 
 pytestmark = pytest.mark.env
 
@@ -49,14 +49,14 @@ async def test_creation_change_and_deletion_are_seen(
     client: ApiClient, source: ClusterSource, user: User, kind: Kind
 ) -> None:
     seen = Seen()
-    before = await user.apply("before", kind)
+    before = await user.create("before", kind)
     async with running(Intake(client, source, "test", runtime_watches(seen))):
         await eventually(lambda: before.uid in seen.newest, "an object that was there before is seen")
-        after = await user.apply("after", kind)
+        after = await user.create("after", kind)
         await eventually(lambda: after.uid in seen.newest, "a new object is seen")
-        await user.apply("after", kind, desiredState="Stopped")
+        await user.edit(after, desiredState="Stopped")
         await eventually(lambda: seen.state(after.uid) is DesiredState.STOPPED, "a change is seen")
-        await user.run("delete", kind.plural, "after")
+        await user.delete(after)
         await eventually(lambda: after.uid in {gone.uid for gone in seen.deletions}, "a deletion is seen")
     assert seen.newest[before.uid].kind is kind
 
@@ -66,22 +66,22 @@ async def test_agent_sees_only_what_carries_its_label_and_leaving_is_a_hint(
 ) -> None:
     seen = Seen()
     node_id = NodeId(f"id-{user.namespace}")
-    mine = await user.apply("mine")
-    other = await user.apply("other")
+    mine = await user.create("mine")
+    other = await user.create("other")
     async with running(Intake(client, source, "agent", runtime_watches(seen, node_selector(node_id)))):
-        await user.run("label", "br", "mine", f"{LABEL_NODE_ID}={node_id}")
+        await user.label(mine, **{LABEL_NODE_ID: node_id})
         await eventually(lambda: mine.uid in seen.newest, "an object that gets the label is seen")
-        await user.run("label", "br", "mine", f"{LABEL_NODE_ID}-")
+        await user.label(mine, **{LABEL_NODE_ID: None})
         await eventually(lambda: [gone.uid for gone in seen.deletions] == [mine.uid], "leaving is hinted at")
     assert other.uid not in seen.newest
-    assert await user.read("mine")
+    assert (await user.read(mine)).uid == mine.uid
 
 
 async def test_tasks_made_after_the_start_outlive_the_intake(
     client: ApiClient, source: ClusterSource, user: User
 ) -> None:
     seen = Seen()
-    runtime = await user.apply("one")
+    runtime = await user.create("one")
     async with running(Intake(client, source, "test", runtime_watches(seen))):
         await eventually(lambda: runtime.uid in seen.newest, "the intake works")
         ours = asyncio.create_task(asyncio.Event().wait())
@@ -94,12 +94,12 @@ async def test_object_of_anybody_is_left_without_annotations_and_finalizers(
     client: ApiClient, source: ClusterSource, user: User
 ) -> None:
     seen = Seen()
-    runtime = await user.apply("one")
-    await user.run("patch", "br", "one", "--type=merge", "-p", '{"metadata":{"finalizers":["example.org/keep"]}}')
+    runtime = await user.create("one")
+    await user.patch(runtime, {"metadata": {"finalizers": ["example.org/keep"]}})
     async with running(Intake(client, source, "test", runtime_watches(seen))):
         await eventually(lambda: runtime.uid in seen.newest, "the object is seen")
-        await user.apply("one", desiredState="Stopped")
+        await user.edit(runtime, desiredState="Stopped")
         await eventually(lambda: seen.state(runtime.uid) is DesiredState.STOPPED, "and its change")
-    now = await user.read("one")
+    now = await user.read(runtime)
     assert now.finalizers == ("example.org/keep",)
     assert not [name for name in now.annotations if "kopf" in name]
