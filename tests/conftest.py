@@ -5,7 +5,6 @@ want of them: it fails and says what to run.
 """
 
 import asyncio
-import asyncio
 import os
 import shutil
 import tempfile
@@ -27,14 +26,6 @@ def pytest_configure(config: pytest.Config) -> None:
     """Say that the main thread has no event loop: else asyncio makes one when pytest-asyncio asks, and nobody closes it.
 
     The warning about that loop then fails whichever test the collector runs in (Python 3.11, asyncio/events.py).
-    """
-    asyncio.set_event_loop(None)
-
-
-def pytest_configure() -> None:
-    """Say that the main thread has no event loop.
-
-    Otherwise asyncio makes one when pytest-asyncio first asks for the current loop, and nobody ever closes it.
     """
     asyncio.set_event_loop(None)
 

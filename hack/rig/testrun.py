@@ -90,7 +90,9 @@ def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
     chosen = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in arguments)
     parallel = [] if chosen else ["-n", WORKERS, "--dist", "loadgroup"]
     command = [sys.executable, "-m", "pytest", *parallel, *arguments]
-    process = subprocess.Popen(command, cwd=CHECKOUT, env=dict(variables))
+    seed = variables.get("PYTHONHASHSEED") or str(secrets.randbelow(2**32))
+    say(f"==> PYTHONHASHSEED={seed}: all workers see sets in the same order, each run in another")
+    process = subprocess.Popen(command, cwd=CHECKOUT, env={**variables, "PYTHONHASHSEED": seed})
     try:
         return process.wait()
     except BaseException:
