@@ -95,11 +95,14 @@ def _find(archive: Known, what: str, stack: ExitStack) -> tuple[int, Manifest]:
     """Raises `Fault` (all of it is missing), `Mismatch` (half of it is), `ManifestError`, `OSError`."""
     try:
         folder = stack.enter_context(layout.open_folder(Path(archive.store), archive.folder))
-        fd = layout.open_archive(folder, archive.sequence)
     except FileNotFoundError as error:
         raise Fault(
             FaultKind.ARCHIVE_MISSING, f"{what} is not there ({error}); check that the store is mounted"
         ) from error
+    try:
+        fd = layout.open_archive(folder, archive.sequence)
+    except FileNotFoundError as error:
+        raise Mismatch("its manifest is there, but not its bytes") from error
     stack.callback(os.close, fd)
     manifest = layout.read_manifest(folder, archive.sequence)
     if manifest is None:

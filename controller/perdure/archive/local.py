@@ -114,8 +114,9 @@ class LocalStore:
         )
         try:
             manifest = await self._run(job)
-        except asyncio.CancelledError:
-            await asyncio.shield(self._in_thread(self._sweep, folder))
+        except (asyncio.CancelledError, StoreError):
+            with contextlib.suppress(StoreError):  # the first error is the one to tell; the next export sweeps again
+                await asyncio.shield(self._in_thread(self._sweep, folder))
             raise
         log.info(
             "archive_written",

