@@ -1,0 +1,84 @@
+"""The place where one agent works: an engine and a containerd namespace in it, folders, a name for the node.
+
+Sites never share any of these, so that the processes of one test know nothing of those of another. Also says what is
+there: on the engine, on the disk and in the kernel, found without asking Perdure.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rig.clients import Ctr
+from rig.containerd import Containerd, unmount_below
+from rig.images import write_samples
+from rig.traces import traces_of, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One node's worth of places. `name` is the node's name and part of everything else."""
+
+    name: str
+    engine: Containerd
+    directory: Path
+    """Everything that Perdure keeps here: short, because there are sockets in it, and on the engine's disk."""
+
+    @property
+    def engine_namespace(self) -> str:
+        return f"e2e-{self.name}"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.directory / "state"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "run"
+
+    @property
+    def archive_dir(self) -> Path:
+        return self.directory / "archives"
+
+    @property
+    def cgroup_parent(self) -> str:
+        return f"{self.engine.cgroup_parent}/{self.name}"
+
+    @property
+    def ctr(self) -> Ctr:
+        return Ctr(self.engine.address, self.engine_namespace)
+
+    def prepare(self, images: Path) -> None:
+        """Make the folders and import the sample images; `images` is where they are built, once for all sites."""
+        self.directory.mkdir(parents=True)
+        for archive in write_samples(images).values():
+            self.engine.import_image(archive, self.engine_namespace)
+
+    def options(self) -> dict[str, str]:
+        """What an agent is told, as variables."""
+        return {
+            "PERDURE_NODE_NAME": self.name,
+            "PERDURE_CONTAINERD_ADDRESS": str(self.engine.address),
+            "PERDURE_ENGINE_NAMESPACE": self.engine_namespace,
+            "PERDURE_RUNC_ROOT": str(self.engine.runc_root),
+            "PERDURE_CGROUP_PARENT": self.cgroup_parent,
+            "PERDURE_STATE_DIR": str(self.state_dir),
+            "PERDURE_RUN_DIR": str(self.run_dir),
+            "PERDURE_ARCHIVE_DIR": str(self.archive_dir),
+            "PERDURE_ALLOCATABLE_CPU": "64",
+            "PERDURE_ALLOCATABLE_MEMORY": "64Gi",
+        }
+
+    def things_of(self, uid: str) -> list[str]:
+        """Everything anywhere on this node that bears the uid of a runtime, archives aside; sorted, readable."""
+        return traces_of(uid, self.ctr, self.cgroup_parent, (self.run_dir, self.state_dir))
+
+    def archive_files(self, *, namespace: str | None = None) -> list[Path]:
+        """Every file in the store, of one Kubernetes namespace where one is named."""
+        files = (path for path in walk(self.archive_dir) if path.is_file())
+        return sorted(path for path in files if namespace is None or f"/{namespace}/" in str(path))
+
+    def clear(self) -> None:
+        """Remove what the tests left here, running containers first."""
+        self.ctr.remove_namespace()
+        unmount_below(self.directory)
+        shutil.rmtree(self.directory)
