@@ -102,6 +102,7 @@ class Environment:
             "PERDURE_CONTAINERD_ADDRESS": str(self.engine.address),
             "PERDURE_DATABASE_URL": self.database.url,
             "PERDURE_STATE_DIR": str(self.state_directory),
+            "PERDURE_RUN_DIR": str(self.run_directory / "perdure"),
             "PERDURE_RUNC_ROOT": str(self.engine.runc_root),
             "PERDURE_CGROUP_PARENT": self.cgroup_parent,
         }
