@@ -12,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import Configuration
 
 SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
 """Set in every container of a Pod by the kubelet."""
+
+
+_BROKEN = (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError)
+"""What the client library lets through for a file that is not as it should be."""
 
 
 class NoCluster(Exception):
@@ -84,8 +89,6 @@ async def load_access(source: ClusterSource) -> Access:
             kube_config.load_incluster_config(client_configuration=configuration)
         else:
             raise NoCluster(f"no kubeconfig at {path} and not in a Pod; set KUBECONFIG, or give --kubeconfig")
-    except kube_config.ConfigException as error:
-        raise NoCluster(f"the kubeconfig {path} cannot be used: {error}") from error
-    except OSError as error:
-        raise NoCluster(f"the kubeconfig {path} cannot be read: {error}") from error
+    except (kube_config.ConfigException, *_BROKEN) as error:
+        raise NoCluster(f"the kubeconfig {path} cannot be used: {type(error).__name__}: {error}") from error
     return Access(configuration)

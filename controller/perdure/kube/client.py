@@ -52,14 +52,18 @@ class ApiRefused(Exception):
 
 
 class ApiClient:
-    """A session with one API server. Use as an async context manager, or `open` and `close`."""
+    """A session with one API server. Use as an async context manager, or `open` and `close`.
 
-    def __init__(self, source: ClusterSource) -> None:
+    `deadline`: seconds for one request, answer included.
+    """
+
+    def __init__(self, source: ClusterSource, deadline: float = REQUEST_SECONDS) -> None:
         self._source = source
         self._access: Access | None = None
         self._session: aiohttp.ClientSession | None = None
-        self._timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
+        self._timeout = aiohttp.ClientTimeout(total=deadline, sock_connect=CONNECT_SECONDS)
         self._login = asyncio.Lock()
+        self._retired: list[aiohttp.ClientSession] = []
 
     @property
     def server(self) -> str:
@@ -74,9 +78,10 @@ class ApiClient:
         self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": "perdure"})
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-        self._session = self._access = None
+        for session in (*self._retired, self._session):
+            if session is not None:
+                await session.close()
+        self._retired, self._session, self._access = [], None, None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -185,8 +190,10 @@ class ApiClient:
                 await self.open()
             except NoCluster as error:
                 raise ApiUnavailable(f"{what}: the API server refuses our credentials, and {error}") from error
-            if stale is not None:
-                await stale.close()
+            for session in self._retired:
+                await session.close()
+            # Others may be in the middle of a request with it: it is closed at the next rotation, not now.
+            self._retired = [stale] if stale is not None else []
 
     def _sort(self, what: str, code: int, content: bytes) -> Json:
         try:
