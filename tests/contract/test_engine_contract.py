@@ -100,6 +100,12 @@ async def test_a_missing_image_is_refused_with_the_way_to_import_it(
     assert caught.value.user_error
 
 
+async def test_what_names_no_image_is_absent_and_the_users_to_mend(rig: EngineRig) -> None:
+    assert await rig.engine.image("No Image") == Absent()
+    with refused(Reason.INVALID_SPEC, user_error=True):
+        await rig.engine.ensure_image("No Image", PullPolicy.IF_NOT_PRESENT)
+
+
 async def test_always_falls_back_to_the_copy_on_the_node(rig: EngineRig) -> None:
     assert await rig.engine.ensure_image(IMAGE, PullPolicy.ALWAYS) == await rig.image()
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 from perdure.engine.containerd.rpc import message_class, packed
-
-ROOT = Path(__file__).resolve().parents[3]
+from rig.protos import compiled, stored
 
 
 def test_the_descriptor_file_is_what_the_definitions_give() -> None:
-    done = subprocess.run(
-        [sys.executable, ROOT / "hack" / "protos", "--check"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    assert stored() == compiled(), "run hack/protos"
 
 
 def test_messages_carry_containerds_field_numbers() -> None:

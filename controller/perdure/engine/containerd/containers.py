@@ -89,7 +89,13 @@ class Containers:
                 reason=Reason.START_FAILED,
             )
         user = await asyncio.to_thread(_user, plan, disk[1])
-        files = await asyncio.to_thread(self._files.write, plan.ref, plan.spec)
+        try:
+            files = await asyncio.to_thread(self._files.write, plan.ref, plan.spec)
+        except OSError as error:
+            raise EngineRefused(
+                f"cannot write the files that container {plan.id} is to find in /etc: {error}; look at the state folder",
+                reason=Reason.START_FAILED,
+            ) from error
         around = Surroundings(user=user, files=files, cgroup_parent=self._settings.cgroup_parent, node=self._node)
         record = ContainerRecord(
             id=plan.id,
@@ -121,8 +127,15 @@ class Containers:
                 if not error.is_about("container", container):
                     raise
         uid = uid_of(container)
-        if uid is not None:
+        if uid is None:
+            return
+        try:
             await asyncio.to_thread(self._files.remove, uid)
+        except OSError as error:
+            raise EngineRefused(
+                f"cannot remove the files of container {container}: {error}; look at the state folder",
+                reason=Reason.INTERNAL_ERROR,
+            ) from error
 
 
 def _is_made_from(record: ContainerRecord, plan: ContainerPlan) -> bool:

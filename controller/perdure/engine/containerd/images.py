@@ -137,14 +137,17 @@ class Images:
             if target is None:
                 return Absent()
             return Present(_facts(name, target, await self._resolve(target)))
-        except (_Incomplete, _OtherPlatform):
+        except (_Incomplete, _OtherPlatform, InvalidImageName):
             return Absent()
         except PortError as error:
             return Unknown(str(error))
 
     async def ensure(self, name: str, policy: PullPolicy) -> ImageFacts:
         """The image, unpacked. Raises `EngineRefused` with what the user can do, or `EngineUnavailable`."""
-        target = await self._target(name)
+        try:
+            target = await self._target(name)
+        except InvalidImageName as error:
+            raise EngineRefused(str(error), reason=Reason.INVALID_SPEC, user_error=True) from error
         if target is None:
             raise self._missing(name, policy)
         try:
@@ -184,12 +187,11 @@ class Images:
         )
 
     async def _target(self, name: str) -> Descriptor | None:
-        """What the name points to: under its full form, else exactly as written (as `ctr` may have stored it)."""
-        try:
-            full = normalise(name)
-        except InvalidImageName as error:
-            raise EngineRefused(str(error), reason=Reason.INVALID_SPEC, user_error=True) from error
-        for candidate in dict.fromkeys((full, name)):
+        """What the name points to: under its full form, else exactly as written (as `ctr` may have stored it).
+
+        Raises `InvalidImageName`.
+        """
+        for candidate in dict.fromkeys((normalise(name), name)):
             try:
                 return await self._services.image_target(candidate)
             except NotFound as error:

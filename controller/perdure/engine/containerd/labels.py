@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from perdure.api import names
+from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, InstallationId, Kind, NamespaceUid, RuntimeRef, SnapshotKey, Uid
 from perdure.engine.containerd.services import ContainerRecord, SnapshotInfo
 from perdure.plan.world import ContainerFacts, SnapshotFacts, Workspace
+from perdure.reconcile.ports import EngineRefused
 
 _CONTAINER_ID = re.compile(r"(?:br|gr)-(.+)")
 _KEY = re.compile(r"(?:br|gr)-.+-([0-9]+)")
 
 
-class UnreadableLabels(ValueError):
+class UnreadableLabels(EngineRefused):
     """A thing of ours whose labels do not say what they must; the message names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.SNAPSHOT_CONFLICT, blocks_data=True)
 
 
 def identity_labels(ref: RuntimeRef, installation: InstallationId) -> dict[str, str]:
@@ -60,7 +65,7 @@ def reference(labels: Mapping[str, str]) -> RuntimeRef:
             namespace_uid=NamespaceUid(labels[names.ENGINE_LABEL_NAMESPACE_UID]),
         )
     except (KeyError, ValueError) as error:
-        raise UnreadableLabels(f"labels {dict(labels)!r} do not name a runtime") from error
+        raise UnreadableLabels(f"labels {dict(labels)!r} do not name a runtime; correct them") from error
 
 
 def snapshot_facts(info: SnapshotInfo) -> SnapshotFacts:
@@ -69,7 +74,9 @@ def snapshot_facts(info: SnapshotInfo) -> SnapshotFacts:
     key_n = _KEY.fullmatch(info.key)
     n, gate = labels.get(names.ENGINE_LABEL_N) or (key_n[1] if key_n else ""), labels.get(names.ENGINE_LABEL_GATE)
     if not n.isdigit() or (gate is not None and not gate.isdigit()):
-        raise UnreadableLabels(f"snapshot {info.key} has generation {n!r} and restore gate {gate!r}: not numbers")
+        raise UnreadableLabels(
+            f"snapshot {info.key} has generation {n!r} and restore gate {gate!r}: not numbers; correct its labels"
+        )
     return SnapshotFacts(
         key=SnapshotKey(info.key),
         n=int(n),

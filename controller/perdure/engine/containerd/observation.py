@@ -178,7 +178,7 @@ class Observer:
                 self._services.containers.list(ours), self._services.snapshots.list(ours), self._services.tasks.list()
             )
             return await self._owned(records, snapshots, processes)
-        except (PortError, UnreadableLabels) as error:
+        except PortError as error:
             return Unknown(str(error))
 
     async def _owned(

@@ -36,7 +36,8 @@ class DiskLayers:
     @property
     def containerd_root(self) -> Path:
         """`<root>/<snapshotter>/snapshots/<id>/fs` is how the snapshotter lays out its disk. Raises `NotOverlay`."""
-        if self.upper.name != "fs" or self.upper.parents[1].name != "snapshots":
+        parts = self.upper.parts
+        if len(parts) < 5 or parts[-1] != "fs" or parts[-3] != "snapshots":
             raise NotOverlay(f"{self.upper} is not a folder of containerd's overlay snapshotter")
         return self.upper.parents[3]
 

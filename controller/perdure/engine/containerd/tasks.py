@@ -113,8 +113,7 @@ class Tasks:
         if task is not None:
             _log.info("unstarted_task_cleared", container=container)
             await self._clear(container)
-        others = [other for other in references if other.id != container]
-        for other in others:
+        for other in (other for other in references if other.id != container):
             if await self._containers.task_of(ContainerId(other.id)) is not None:
                 raise EngineRefused(
                     f"cannot start {container}: container {other.id} has a task on the same snapshot {key}; "
@@ -127,7 +126,13 @@ class Tasks:
         container, key = ContainerId(record.id), SnapshotKey(record.snapshot_key)
         mounts, layers = await self._workspaces.disk(key)
         await self._workspaces.refuse_if_in_use(key, layers, "start a task on")
-        output = await asyncio.to_thread(self._log_file, record, n)
+        try:
+            output = await asyncio.to_thread(self._log_file, record, n)
+        except OSError as error:
+            raise EngineRefused(
+                f"cannot make the log folder of {container}: {error}; look at the state folder",
+                reason=Reason.START_FAILED,
+            ) from error
         self._oomed.forget(container)
         try:
             await self._services.tasks.create(container, mounts, f"file://{output}", self._settings.runc_root)
