@@ -196,7 +196,9 @@ def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
     newest = max(scene.snapshots, key=lambda snapshot: snapshot.n)
     if newest.gate is None:
         return scene.under(_op(scene), _source(scene), AdoptSnapshot(newest, None))
-    return scene.under(_op(scene), _source(scene), RemoveWorkspace(newest.key, Ground.NEVER_STARTED))
+    # What destroys waits for a plan of its own: the intent is committed, and then everything is looked at again.
+    first = opening(scene.record, _op(scene), _source(scene))
+    return scene.do(first or RemoveWorkspace(newest.key, Ground.NEVER_STARTED), phase=_phase(scene))
 
 
 def _nothing_to_preserve(scene: Scene) -> Plan | None:

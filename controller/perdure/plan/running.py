@@ -98,18 +98,16 @@ def container_fits(scene: Scene) -> Plan | None:
             return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
         if container.it.snapshot_key != workspace.key:
             return scene.under(Op.START, Source.AUTO_RECONCILE, RemoveContainer(scene.world.ref.container_id))
-    elif alive:
-        # The record was lost under a live process: the same id makes it manageable again; the process is not touched.
-        return _make_container(scene, workspace)
+    # Also under a live process whose record was lost: the same id makes it manageable again, and it is not touched.
     return _make_container(scene, workspace)
 
 
 def _make_container(scene: Scene, workspace: Workspace) -> Plan:
-    op = Op.RESTART if workspace.ever_started else Op.START
+    op, source = _way_up(scene)
     image = scene.image
     if image is None:
         ensure = EnsureImage(workspace.image, scene.runtime.spec.image_pull_policy)
-        return scene.under(op, Source.AUTO_RECONCILE, ensure)
+        return scene.under(op, source, ensure)
     if image.chain_id != workspace.chain_id:
         return scene.block(
             Reason.IMAGE_CHANGED,
@@ -118,8 +116,15 @@ def _make_container(scene: Scene, workspace: Workspace) -> Plan:
         )
     missing = sandbox_if_missing(scene)
     if missing:
-        return scene.under(op, Source.AUTO_RECONCILE, *missing)
-    return scene.under(op, Source.AUTO_RECONCILE, CreateContainer(workspace.key, image, scene.mark))
+        return scene.under(op, source, *missing)
+    return scene.under(op, source, CreateContainer(workspace.key, image, scene.mark))
+
+
+def _way_up(scene: Scene) -> tuple[Op, Source]:
+    """What a start is called: after a stop by wish it is a start by wish, after anything else our own restart."""
+    if scene.record.phase is Phase.RUNNING:
+        return Op.RESTART, Source.AUTO_RECONCILE
+    return Op.START, Source.KUBECTL
 
 
 def task_runs(scene: Scene) -> Plan | None:
@@ -136,8 +141,7 @@ def task_runs(scene: Scene) -> Plan | None:
     sandbox = scene.world.observed.sandbox
     if isinstance(sandbox, Unknown):
         return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + ENGINE_RETRY_SECONDS)
-    op = Op.RESTART if workspace.ever_started else Op.START
-    source = Source.KUBECTL if record.phase in (None, Phase.STOPPED, Phase.REMOVED) else Source.AUTO_RECONCILE
+    op, source = _way_up(scene)
     missing = sandbox_if_missing(scene)
     if missing:
         return scene.under(op, source, *missing)
