@@ -8,8 +8,10 @@ password in it.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Self, TypeVar
 
@@ -82,23 +84,25 @@ class Database:
         await self.close()
 
     async def run(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `work` on a connection; once more if that connection was dead. `work` must be repeatable.
+        """Run `work` on a connection; again if that connection was dead. `work` must be repeatable.
 
         Raises `LedgerUnavailable` ("`doing`: why") for whatever PostgreSQL, the network or the deadline says.
         """
+        deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
         with self._explained(doing):
-            async with asyncio.timeout(self.settings.deadline_seconds):
+            # After a restart of the server all of the pool's connections may be dead; each one is found out by use.
+            for _ in range(self.settings.connections):
                 try:
-                    return await self._once(work)
+                    return await self._once(work, deadline)
                 except psycopg.OperationalError as error:
                     if not _lost_connection(error):
                         raise
-                    await self._pool.check()
-                    return await self._once(work)
+            return await self._once(work, deadline)
 
-    async def _once(self, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def _once(self, work: Callable[[Connection], Awaitable[T]], deadline: float) -> T:
         async with self._pool.connection() as connection:
-            return await work(connection)
+            with _cut_off(connection, deadline):
+                return await work(connection)
 
     async def row(self, doing: str, statement: sql.SQL, parameters: Mapping[str, object]) -> DictRow | None:
         """The one row of one statement, if there is one. Raises as `run`."""
@@ -184,6 +188,32 @@ def check_url(url: str) -> None:
         ) from None
     if not url.strip() or not set(parameters) - _PARAMETERS_NOT_OURS:
         raise LedgerUnavailable("reading the database URL: it is empty; give --database-url or PERDURE_DATABASE_URL")
+
+
+@contextmanager
+def _cut_off(connection: Connection, deadline: float) -> Iterator[None]:
+    """Shut the connection's socket at `deadline` (the loop's time); what was being done then raises `TimeoutError`.
+
+    A cancellation would not do: psycopg answers it by asking the server to cancel, and waits for that answer.
+    """
+    expired = False
+
+    def cut() -> None:
+        nonlocal expired
+        expired = True
+        if not connection.closed:
+            with socket.socket(fileno=os.dup(connection.fileno())) as duplicate, suppress(OSError):  # already cut
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    timer = asyncio.get_running_loop().call_at(deadline, cut)
+    try:
+        yield
+    except psycopg.Error as error:
+        if expired:
+            raise TimeoutError from error
+        raise
+    finally:
+        timer.cancel()
 
 
 def _lost_connection(error: psycopg.OperationalError) -> bool:

@@ -12,6 +12,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,9 +52,11 @@ class EmbeddedPostgres:
     @property
     def url(self) -> str:
         """The connection string of the ledger's database, for the server's superuser."""
-        return f"postgresql://postgres@/postgres?host={self._socket_folder()}&port={_PORT}"
+        return f"postgresql://postgres@/postgres?host={self.socket_folder}&port={_PORT}"
 
-    def _socket_folder(self) -> Path:
+    @property
+    def socket_folder(self) -> Path:
+        """Under the state folder, or in a temporary place where that path is too long for a socket."""
         folder = self.state_dir / "postgres" / "socket"
         if len(str(folder / f".s.PGSQL.{_PORT}.lock")) <= _LONGEST_SOCKET_PATH:
             return folder
@@ -61,13 +65,13 @@ class EmbeddedPostgres:
 
     async def start(self) -> str:
         """Start the server, with a new database at first; returns `url` once it answers. Raises `LedgerUnavailable`."""
-        for folder in (self.data, self._socket_folder()):
+        for folder in (self.data, self.socket_folder):
             _own_folder(folder)
         if not (self.data / "PG_VERSION").exists():
             await self._initialise()
         if not await self._running():
             # fmt: off
-            options = (f"-c listen_addresses='' -c unix_socket_directories='{self._socket_folder()}' -c port={_PORT}"
+            options = (f"-c listen_addresses='' -c unix_socket_directories='{self.socket_folder}' -c port={_PORT}"
                        " -c unix_socket_permissions=0700")
             await self._run(
                 "starting the embedded PostgreSQL", _START_SECONDS, "pg_ctl", "start", "-D", str(self.data),
@@ -80,12 +84,17 @@ class EmbeddedPostgres:
     async def stop(self) -> None:
         """End the server and wait until its processes are gone; the data stay. Raises `LedgerUnavailable`."""
         if await self._running():
-            # fmt: off
-            await self._run(
-                "stopping the embedded PostgreSQL", _STOP_SECONDS, "pg_ctl", "stop", "-D", str(self.data),
-                "-m", "fast", "-w", "-t", str(round(_STOP_SECONDS)), "-s",
-            )
-            # fmt: on
+            main = int((self.data / "postmaster.pid").read_text().split()[0])
+            with _ending(main) as ended:
+                # fmt: off
+                await self._run(
+                    "stopping the embedded PostgreSQL", _STOP_SECONDS, "pg_ctl", "stop", "-D", str(self.data),
+                    "-m", "fast", "-w", "-t", str(round(_STOP_SECONDS)), "-s",
+                )
+                # fmt: on
+                # pg_ctl is content once postmaster.pid is removed, which is before the process ends.
+                async with asyncio.timeout(_STOP_SECONDS):
+                    await ended.wait()
             _logger.info("embedded_postgres_stopped", data=str(self.data))
 
     async def _initialise(self) -> None:
@@ -147,6 +156,20 @@ class EmbeddedPostgres:
                 raise
             output.seek(0)
             return code, output.read().decode("utf-8", "replace").strip()
+
+
+@contextmanager
+def _ending(pid: int) -> Iterator[asyncio.Event]:
+    """Set once the process has ended: pidfd_open(2) becomes readable then, whosever child it is."""
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    descriptor = os.pidfd_open(pid)
+    loop.add_reader(descriptor, ended.set)
+    try:
+        yield ended
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
 
 
 def _find_programs() -> Path:

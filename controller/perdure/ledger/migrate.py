@@ -24,7 +24,7 @@ _PATIENCE = sql.SQL("SET LOCAL statement_timeout = '120s'")
 _LOCK = sql.SQL("SELECT pg_advisory_xact_lock({})").format(_ADVISORY_LOCK)
 _EXISTS = sql.SQL("SELECT to_regclass('perdure_migrations') IS NOT NULL AS it")
 _CREATE = sql.SQL(
-    "CREATE TABLE perdure_migrations (version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
+    "CREATE TABLE IF NOT EXISTS perdure_migrations (version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
     " applied_at timestamptz NOT NULL DEFAULT now())"
 )
 _APPLIED = sql.SQL("SELECT version, sha256 FROM perdure_migrations")
@@ -75,23 +75,19 @@ async def _migrate(connection: Connection) -> None:
     async with connection.transaction():
         await connection.execute(_PATIENCE)
         await connection.execute(_LOCK)
-        applied = await _applied(connection)
-        if not applied and not await _table_exists(connection):
-            await connection.execute(_CREATE)
-        for migration in _missing(applied):
+        await connection.execute(_CREATE)
+        for migration in _missing(await _read_applied(connection)):
             await connection.execute(sql.SQL(migration.text))
             await connection.execute(_RECORD, (migration.version, migration.name, migration.sha256))
             _logger.info("ledger_migrated", version=migration.version, name=migration.name)
 
 
-async def _table_exists(connection: Connection) -> bool:
-    row = await (await connection.execute(_EXISTS)).fetchone()
-    return row is not None and bool(row["it"])
-
-
 async def _applied(connection: Connection) -> dict[int, str]:
-    if not await _table_exists(connection):
-        return {}
+    row = await (await connection.execute(_EXISTS)).fetchone()
+    return await _read_applied(connection) if row is not None and row["it"] else {}
+
+
+async def _read_applied(connection: Connection) -> dict[int, str]:
     rows = await (await connection.execute(_APPLIED)).fetchall()
     return {row["version"]: row["sha256"] for row in rows}
 

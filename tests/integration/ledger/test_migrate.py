@@ -1,0 +1,84 @@
+"""The schema: made once by whoever is first, refused when it is newer or another."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from psycopg import sql
+
+from perdure.api.names import InstallationId
+from perdure.ledger import migrate as migrate_module
+from perdure.ledger.database import Database
+from perdure.ledger.identity import read_identity
+from perdure.ledger.migrate import check_schema, known_migrations, migrate
+from perdure.reconcile.ports import LedgerUnavailable
+
+pytestmark = pytest.mark.env
+
+TABLES = sql.SQL("SELECT count(*) AS n FROM pg_tables WHERE schemaname = 'public'")
+VERSIONS = sql.SQL("SELECT version FROM perdure_migrations ORDER BY version")
+
+
+async def test_processes_that_start_at_once_make_one_schema(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    for database in databases:
+        await database.open()
+    await asyncio.gather(*(migrate(database) for database in databases))
+    identities = {(await read_identity(database, InstallationId("i"))).id for database in databases}
+    versions = await databases[0].rows("listing", VERSIONS, {})
+    for database in databases:
+        await check_schema(database)
+        await database.close()
+    assert len(identities) == 1
+    assert [row["version"] for row in versions] == [migration.version for migration in known_migrations()]
+
+
+async def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> None:
+    newer = sql.SQL("INSERT INTO perdure_migrations (version, name, sha256) VALUES (9999, 'later', 'x')")
+    async with Database(database_url) as database:
+        await migrate(database)
+        await database.write("pretending to be newer", newer, {})
+        for refuse in (migrate, check_schema):
+            with pytest.raises(LedgerUnavailable, match="it is 9999, and this program knows 1 at most; run the newer"):
+                await refuse(database)
+
+
+async def test_a_migration_that_was_changed_is_refused(database_url: str) -> None:
+    async with Database(database_url) as database:
+        await migrate(database)
+        await database.write("changing", sql.SQL("UPDATE perdure_migrations SET sha256 = 'x'"), {})
+        with pytest.raises(LedgerUnavailable, match=r"migration 1 \(ledger\) was applied from another text"):
+            await migrate(database)
+
+
+async def test_an_agent_says_that_the_controller_must_come_first(database_url: str) -> None:
+    async with Database(database_url) as database:
+        with pytest.raises(LedgerUnavailable, match="migration 1 is not applied; start the controller"):
+            await check_schema(database)
+
+
+async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = known_migrations()
+    bad = replace(good[0], version=2, name="bad", text="CREATE TABLE half (); SELECT no_such_function();")
+    async with Database(database_url) as database:
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: (*good, bad))
+        with pytest.raises(LedgerUnavailable, match="no_such_function"):
+            await migrate(database)
+        assert await database.row("counting", TABLES, {}) == {"n": 0}
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: good)
+        await migrate(database)
+        await check_schema(database)
+
+
+async def test_a_role_that_may_not_make_tables_is_told_so(database_url: str) -> None:
+    role = f"reader_{database_url.split('/test_')[1][:8]}"
+    async with Database(database_url) as owner:
+        await owner.write("making a role", sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)), {})  # type: ignore[arg-type]
+        try:
+            async with Database(database_url.replace("postgres@", f"{role}@")) as database:
+                with pytest.raises(LedgerUnavailable, match=r"permission denied for schema public; grant the role"):
+                    await migrate(database)
+        finally:
+            await owner.write("dropping it", sql.SQL("DROP ROLE {}").format(sql.Identifier(role)), {})  # type: ignore[arg-type]
