@@ -14,7 +14,7 @@ from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster
-from perdure.kube.intake import Intake, node_watch, runtime_watches
+from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watches
 from perdure.kube.lease import LeaderLease
 from perdure.kube.preflight import NotInstalled, ensure_namespace, require_crds
 from perdure.ledger.controller import PostgresControllerLedger
@@ -58,7 +58,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     process.spawn("leader", leader.hold())
     seats = controller_side.Seats(client, ledger, host, _only)
     side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
-    watches = (*runtime_watches(side), node_watch(side.nodes))
+    watches = (*runtime_watches(side), node_watch(side.nodes), archive_watch(side.retained.put_nowait))
     process.spawn("intake", Intake(client, source, "controller", watches).run())
 
 

@@ -32,6 +32,8 @@ WORKERS = 16
 ARCHIVES_SECONDS = 30.0
 """How often the catalogue is read for archives without an object: those of orphans have no deletion that would tell."""
 
+RETAIN_RETRY_SECONDS = 5.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -45,7 +47,7 @@ class ControllerSide:
     resync: Resync
     client: ApiClient
     ledger: PostgresControllerLedger
-    _retained: set[tuple[str, str, bool]]
+    retained: asyncio.Queue[ArchiveObject]
 
     def put(self, runtime: Runtime) -> None:
         self.cache.put(runtime)
@@ -84,7 +86,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
 
     binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates))
     resync = Resync(cluster, cache, process.metrics, _wake_all(cache, queue))
-    side = ControllerSide(cache, queue, nodes, resync, seats.client, seats.ledger, set())
+    side = ControllerSide(cache, queue, nodes, resync, seats.client, seats.ledger, asyncio.Queue())
     process.closing.callback(queue.close)
     await nodes.refresh()
     await resync.once()
@@ -92,6 +94,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     process.spawn("nodes", nodes.run())
     process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
     process.spawn("archives", _publish_archives(binder))
+    process.spawn("retained-archives", _carry_retain(side))
     process.spawn("binders", work_with(WORKERS, queue, binder.handle, _count_crash(process)))
     return side
 
@@ -115,12 +118,22 @@ async def _publish_archives(binder: Binder) -> None:
         await asyncio.sleep(ARCHIVES_SECONDS * random.uniform(0.8, 1.2))
 
 
-async def retain(side: ControllerSide, archive: ArchiveObject) -> None:
-    """Carry `spec.retain` of a RuntimeArchive into the catalogue, where a Purge looks."""
-    namespace = await find_namespace(side.client, archive.namespace)
-    if namespace is None:
-        return
-    await side.ledger.record_retained(namespace.uid, archive.name, archive.spec.retain)
+async def _carry_retain(side: ControllerSide) -> None:
+    """Carry `spec.retain` of RuntimeArchives, as people change it, into the catalogue, where a Purge looks."""
+    known: dict[tuple[str, str], bool] = {}
+    while True:
+        archive = await side.retained.get()
+        key, retain = (archive.namespace, archive.name), archive.spec.retain
+        if known.get(key, False) is retain:
+            continue
+        try:
+            namespace = await find_namespace(side.client, archive.namespace)
+            if namespace is not None:
+                await side.ledger.record_retained(namespace.uid, archive.name, retain)
+            known[key] = retain
+        except PortError as error:
+            log.warning("retain_not_recorded", namespace=archive.namespace, archive=archive.name, error=str(error))
+            asyncio.get_running_loop().call_later(RETAIN_RETRY_SECONDS, side.retained.put_nowait, archive)
 
 
 def _count_crash(process: Process) -> Callable[[str], None]:

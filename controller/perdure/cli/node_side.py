@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -49,6 +50,7 @@ WORKERS = 64
 EVENTS_RETRY_SECONDS = 1.0
 SUBSCRIBED_AFTER_SECONDS = 2.0
 IDENTITY_SECONDS = 60.0
+GAUGES_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -110,7 +112,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     queue: KeyedQueue[Uid] = KeyedQueue()
     cache = RuntimeCache(queue.add)
     retries, outbox = Retries(), Outbox(journal, ledger, node.name)
-    hands = Hands(engine, sandbox, archives, journal, ledger, cluster, LeaseKeeper(ledger), outbox)
+    hands = Hands(engine, sandbox, archives, journal, ledger, cluster, LeaseKeeper(ledger), outbox, process.metrics)
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
     observer = Observer(Eyes(engine, sandbox, ledger, journal, cluster, cache), node_id, guards, retries)
@@ -209,10 +211,12 @@ async def _report_node(process: Process, side: NodeSide, interval: float) -> Non
     while True:
         try:
             await side.census.take()
-            process.checks.report("node", True)
         except PortError as error:
             process.checks.report("node", False, str(error))
-        await asyncio.sleep(interval * random.uniform(0.8, 1.2))
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            process.checks.report("node", True)
+            await asyncio.sleep(interval * random.uniform(0.8, 1.2))
 
 
 async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: PostgresAgentLedger) -> None:
@@ -234,11 +238,25 @@ def _show_freeze(process: Process, side: NodeSide) -> None:
 
 
 async def _gauge(process: Process, side: NodeSide) -> None:
+    shown: Counter[tuple[str, str]] = Counter()
     while True:
+        shown = _show_phases(process, side, shown)
         process.metrics.queue_depth.set(len(side.queue))
         process.metrics.oldest_key_seconds.set(side.queue.oldest_age())
         process.metrics.journal_unsent_rows.set(len(side.journal.unsent()))
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(GAUGES_SECONDS)
+
+
+def _show_phases(process: Process, side: NodeSide, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
+    """Runtimes by kind and phase; a pair that nothing is in any more goes to 0."""
+    now: Counter[tuple[str, str]] = Counter()
+    for uid in side.cache.uids():
+        runtime = side.cache.get(uid)
+        if runtime is not None:
+            now[runtime.kind.value, runtime.status.phase or "Pending"] += 1
+    for kind, phase in before | now:
+        process.metrics.runtimes.labels(kind=kind, phase=phase).set(now[kind, phase])
+    return now
 
 
 def _count_crash(process: Process) -> Callable[[str], None]:

@@ -22,7 +22,7 @@ from perdure.journal.lock import NodeLock
 from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
-from perdure.kube.intake import Intake, node_watch, runtime_watches
+from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watches
 from perdure.kube.lease import LeaderLease
 from perdure.ledger.embedded import EmbeddedPostgres
 from perdure.reconcile.ports import Objects
@@ -60,7 +60,11 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     halves.controller = await patiently(
         process, "controller", lambda: controller_side.build(process, settings.common, seats)
     )
-    watches = (*runtime_watches(halves), node_watch(halves.controller.nodes))
+    watches = (
+        *runtime_watches(halves),
+        node_watch(halves.controller.nodes),
+        archive_watch(halves.controller.retained.put_nowait),
+    )
     process.spawn("intake", Intake(client, source, "standalone", watches).run())
 
 

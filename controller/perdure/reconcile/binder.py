@@ -5,16 +5,18 @@ It touches no container and no data. Called with one key at a time by its own wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from perdure.api.conditions import ConditionType, Reason, Truth
-from perdure.api.names import NodeId, NodeName, Uid
+from perdure.api.names import NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, Runtime, RuntimeStatus
 from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
+from perdure.plan.view import archive_name
+from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports import (
     ApiUnavailable,
     BoundRow,
@@ -139,21 +141,42 @@ class Binder:
                 log.info("never_bound", runtime=runtime.key, uid=runtime.uid)
             elif not row.released:
                 return
-            await self.publish_archives()
+            await self._show_archives_of(ref)
         await self._office.cluster.release(runtime)
         log.info("released", runtime=runtime.key, uid=runtime.uid)
 
+    async def _show_archives_of(self, ref: RuntimeRef) -> None:
+        """Before a runtime goes its archives have objects, and those that were purged have none. Raises `PortError`."""
+        for facts in await self._office.ledger.unpublished(ARCHIVES_AT_ONCE):
+            if facts.uid == ref.uid:
+                await self._publish_archive(facts)
+        for facts in await self._office.ledger.purged(ARCHIVES_AT_ONCE):
+            if (facts.kind, facts.namespace, facts.name) == (ref.kind, ref.namespace, ref.name):
+                await self._unpublish_archive(facts)
+
     async def publish_archives(self) -> None:
-        """Make the RuntimeArchive objects equal to the catalogue. Raises `PortError`; what is done stays done."""
-        ledger, cluster = self._office.ledger, self._office.cluster
-        for facts in await ledger.unpublished(ARCHIVES_AT_ONCE):
-            published = await cluster.publish_archive(facts)
-            if published is Published.NAMESPACE_GONE:
-                log.info("archive_has_no_object", archive=facts.sequence, namespace=facts.namespace)
-            await ledger.published(facts.sequence, facts.object_name)
-        for facts in await ledger.purged(ARCHIVES_AT_ONCE):
-            await cluster.unpublish_archive(facts)
-            await ledger.unpublish(facts.sequence)
+        """Make all RuntimeArchive objects equal to the catalogue; one that cannot be written does not stop the others.
+        Raises `LedgerUnavailable`."""
+        for facts in await self._office.ledger.unpublished(ARCHIVES_AT_ONCE):
+            await self._unless_it_fails(facts, self._publish_archive)
+        for facts in await self._office.ledger.purged(ARCHIVES_AT_ONCE):
+            await self._unless_it_fails(facts, self._unpublish_archive)
+
+    async def _unless_it_fails(self, facts: ArchiveFacts, act: Callable[[ArchiveFacts], Awaitable[None]]) -> None:
+        try:
+            await act(facts)
+        except PortError as error:
+            log.warning("archive_object_not_in_step", archive=facts.sequence, uid=facts.uid, error=str(error))
+
+    async def _publish_archive(self, facts: ArchiveFacts) -> None:
+        published = await self._office.cluster.publish_archive(facts)
+        if published is Published.NAMESPACE_GONE:
+            log.info("archive_has_no_object", archive=facts.sequence, namespace=facts.namespace)
+        await self._office.ledger.published(facts.sequence, archive_name(facts))
+
+    async def _unpublish_archive(self, facts: ArchiveFacts) -> None:
+        await self._office.cluster.unpublish_archive(facts)
+        await self._office.ledger.unpublish(facts.sequence)
 
     # ------------------------------------------------------------------------------------------ telling
 

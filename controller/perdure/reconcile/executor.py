@@ -70,6 +70,7 @@ from perdure.reconcile.ports import (
     Sandbox,
     SourceError,
 )
+from perdure.reconcile.probe import Probe
 
 KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
@@ -100,6 +101,7 @@ class Hands:
     cluster: Cluster
     leases: LeaseKeeper
     outbox: Outbox
+    probe: Probe
 
 
 class Executor:
@@ -255,7 +257,9 @@ class Executor:
         """The gate's label goes first and its record last: a crash between them restores again, and starts nothing."""
         layer = await self._hands.engine.layer(step.key)
         try:
+            began = asyncio.get_running_loop().time()
             await self._hands.archives.restore(step.archive, layer)
+            self._hands.probe.archived("restore", step.archive.bytes, asyncio.get_running_loop().time() - began)
         except ArchiveCorrupt as error:
             await self._hands.ledger.quarantine(step.archive.sequence, str(error))
             raise
@@ -277,7 +281,9 @@ class Executor:
             layer = await self._hands.engine.layer(workspace.key)
             sequence = await self._hands.ledger.begin_archive(operation.id, ref, workspace, self._place.node_id, lease)
             request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
+            began = asyncio.get_running_loop().time()
             facts = await self._hands.archives.export(request, layer)
+            self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
             lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
             await self._hands.ledger.finish_archive(facts, lease)
         self._verified_here.add(facts.sequence)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import structlog
 
@@ -24,6 +23,7 @@ from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports import Cluster, Journal, Objects, OperationFinished, PortError, StatusConflict
+from perdure.reconcile.probe import Probe
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.retries import Retries
 
@@ -34,16 +34,6 @@ PUBLISH_AFTER_SECONDS = 0.5
 API_RETRY_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
-
-
-class Probe(Protocol):
-    """What the loop tells the metrics; a no-op in tests."""
-
-    def reconciled(self, outcome: str, seconds: float) -> None: ...
-
-    def stepped(self, step: str, outcome: str, seconds: float) -> None: ...
-
-    def finished(self, op: str, outcome: str, code: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

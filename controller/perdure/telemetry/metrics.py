@@ -73,6 +73,11 @@ class Metrics:
         self.steps.labels(step, outcome).inc()
         self.step_seconds.labels(step, outcome).observe(seconds)
 
+    def archived(self, direction: str, size: int, seconds: float) -> None:
+        """An archive of `size` bytes was written (`export`) or put back (`restore`)."""
+        self.archive_bytes.labels(direction).inc(size)
+        self.archive_seconds.labels(direction).observe(seconds)
+
     def finished(self, op: str, outcome: str, code: str) -> None:
         """One operation ended."""
         self.operations.labels(op, outcome, code).inc()
