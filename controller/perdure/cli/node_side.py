@@ -19,7 +19,7 @@ from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
-from perdure.cli.process import Process, patiently
+from perdure.cli.process import RETRY_SECONDS, Process, patiently
 from perdure.cli.settings import CommonSettings, NodeSettings
 from perdure.engine.containerd.engine import ContainerdEngine
 from perdure.engine.containerd.settings import ContainerdSettings
@@ -223,11 +223,13 @@ async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: Postg
     while True:
         try:
             await side.guards.check_ledger(await ledger.identity())
-            process.checks.report("ledger", True)
         except PortError as error:
             process.checks.report("ledger", False, str(error))
-        _show_freeze(process, side)
-        await asyncio.sleep(IDENTITY_SECONDS * random.uniform(0.8, 1.2))
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            process.checks.report("ledger", True)
+            _show_freeze(process, side)
+            await asyncio.sleep(IDENTITY_SECONDS * random.uniform(0.8, 1.2))
 
 
 def _show_freeze(process: Process, side: NodeSide) -> None:

@@ -6,6 +6,7 @@ that no object claims stays pinned and is told to people, foreign things are not
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,10 +57,15 @@ class Census:
     def __init__(self, post: Post, node: NodeDescription) -> None:
         self._post = post
         self._node = node
+        self._one_at_a_time = asyncio.Lock()
 
     async def take(self) -> None:
         """Wake everything that is on record or on the engine, then report the node. Raises `PortError` only from the
         API server; an engine that is away is reported as such."""
+        async with self._one_at_a_time:
+            await self._take()
+
+    async def _take(self) -> None:
         post = self._post
         inventory = await post.engine.inventory()
         for uid in post.journal.records():
