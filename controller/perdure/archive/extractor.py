@@ -19,7 +19,7 @@ from perdure.archive import layout
 from perdure.archive.faults import Fault, FaultKind, layer_errors, store_errors
 from perdure.archive.isolation import exchange, sync_file_system
 from perdure.archive.jobs import Known, Restore, Verify
-from perdure.archive.manifest import Contents, DeviceNode, Manifest, ManifestError, decode_path, encode_path
+from perdure.archive.manifest import Contents, DeviceNode, Manifest, ManifestError, decode_path, encode_path, read_frame
 from perdure.archive.stages import BWRAP, TAR, Pipe, Stage, tool_path
 from perdure.archive.survey import Survey, Unarchivable, open_parent, survey
 from perdure.archive.tree import TAR_XATTR_OPTIONS
@@ -28,6 +28,7 @@ from perdure.archive.verifier import Mismatch, check_manifest, forget_cached_pag
 _CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP")
 _LIBRARY_FOLDERS = ("/lib", "/lib32", "/lib64")
 _TREE = "tree"
+_POLL_SECONDS = 0.5
 
 
 def verify(job: Verify, tick: Callable[[], None]) -> Manifest:
@@ -69,8 +70,12 @@ def _open(archive: Known, stack: ExitStack, tick: Callable[[], None]) -> tuple[i
         with store_errors(f"reading {what}"):
             fd, manifest = _find(archive, what, stack)
             sha256, size = hash_file(fd, tick)
-        if sha256 != archive.sha256:
-            raise Mismatch(f"its SHA-256 is {sha256}, but the catalogue says {archive.sha256}")
+        if (sha256, size) != (archive.sha256, archive.bytes):
+            raise Mismatch(
+                f"its SHA-256 is {sha256} over {size} bytes, but the catalogue says {archive.sha256} over {archive.bytes}"
+            )
+        if read_frame(fd) != manifest.contents:
+            raise Mismatch("its first frame is not what its manifest says")
         check_manifest(
             manifest,
             sha256=sha256,
@@ -151,19 +156,29 @@ def _extract(job: Restore, fd: int, manifest: Manifest, tree: bytes, tick: Calla
 
     try:
         _read(job.archive, fd, manifest, tick, forward)
-        pipe.close_write()
-        jail.wait()
     except _TarEnded:
-        jail.wait()
+        pass  # its exit status is looked at below
     finally:
+        # The end of its input ends tar, whether it has seen all or not. Killing bubblewrap while it still sets its jail
+        # up would leave a child of it waiting for ever.
         pipe.close()
-        jail.kill()
+        _wait(jail, tick)
     if jail.status != 0:
         raise Fault(
             FaultKind.RESTORE_FAILED,
             f"restoring archive {job.archive.sequence} into {job.key}: {jail.describe()}; the archive is good: "
             f"check the space on the disk of {job.staging}",
         )
+
+
+def _wait(jail: Stage, tick: Callable[[], None]) -> None:
+    """tar sets the times and modes of all folders at the end, which may take as long as there are folders."""
+    while True:
+        try:
+            jail.wait(_POLL_SECONDS)
+            return
+        except subprocess.TimeoutExpired:
+            tick()
 
 
 def _jailed_tar(tree: bytes) -> list[str | bytes]:

@@ -14,6 +14,7 @@ TOOLS_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 _ENVIRONMENT = {"PATH": TOOLS_PATH, "LC_ALL": "C", "TZ": "UTC"}
 _PIPE_BYTES = 1 << 20
 _KEPT_OUTPUT = 8 << 10
+_LISTEN_SECONDS = 5.0
 
 TAR, ZSTD, BWRAP = "tar", "zstd", "bwrap"
 PACKAGES = {TAR: "tar", ZSTD: "zstd", BWRAP: "bubblewrap"}
@@ -86,7 +87,9 @@ class Stage:
     def kill(self) -> None:
         """End it and wait. Does nothing to one that ended."""
         self._process.kill()
-        self.wait()
+        self._process.wait()
+        # A child of its own may hold stderr for longer; it dies with this job's pid namespace at the latest.
+        self._listener.join(_LISTEN_SECONDS)
 
     def describe(self) -> str:
         """After `wait`: name, status and words, for a message."""

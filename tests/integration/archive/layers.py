@@ -103,7 +103,7 @@ def fill(upper: Path) -> None:
     (upper / "empty folder").mkdir(mode=0o1777)
     (upper / "empty file").touch()
     with (upper / "sparse").open("wb") as file:
-        file.seek(1 << 30)
+        file.seek(16 << 20)
         file.write(b"end")
     _fill_specials(upper)
     deep = upper

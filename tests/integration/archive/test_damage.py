@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.integration.archive.layers import Place, fill, forge, member, request, tar_of
+from tests.integration.archive.layers import REF, Place, fill, forge, member, request, tar_of
 from tests.rig_support.tree import describe
 
 from perdure.api.conditions import Reason
-from perdure.api.names import Uid
+from perdure.api.names import ChainId, Uid
 from perdure.archive.extractor import _jailed_tar
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports import ArchiveCorrupt, StoreError
@@ -84,11 +84,17 @@ async def test_a_manifest_that_is_none_is_corrupt(place: Place, content: bytes) 
     assert "manifest" in await _refused(place, archive)
 
 
-@pytest.mark.parametrize("field", ["sha256", "bytes", "entries", "uncompressed_bytes", "snapshot_key", "chain_id"])
-async def test_an_archive_that_the_catalogue_describes_otherwise_is_corrupt(place: Place, field: str) -> None:
+async def test_an_archive_that_the_catalogue_describes_otherwise_is_corrupt(place: Place) -> None:
     archive = await _export(place)
-    value = getattr(archive, field)
-    await _refused(place, replace(archive, **{field: value + 1 if isinstance(value, int) else value + "0"}))
+    for otherwise in (
+        replace(archive, sha256="0" * 64),
+        replace(archive, bytes=archive.bytes + 1),
+        replace(archive, entries=archive.entries - 1),
+        replace(archive, uncompressed_bytes=archive.uncompressed_bytes + 512),
+        replace(archive, snapshot_key=REF.snapshot_key(9)),
+        replace(archive, chain_id=ChainId("sha256:other")),
+    ):
+        await _refused(place, otherwise)
 
 
 async def test_half_an_archive_is_corrupt_and_none_at_all_is_out_of_reach(place: Place) -> None:
@@ -106,6 +112,7 @@ async def test_half_an_archive_is_corrupt_and_none_at_all_is_out_of_reach(place:
     assert "but not its bytes" in await _refused(place, archive)
 
 
+ESCAPED = Path("/tmp/escaped")
 FOLDER = (member("./", tarfile.DIRTYPE), b"")
 HOSTILE = {
     "parent": [(member("./../escaped", size=1), b"x")],
@@ -149,15 +156,18 @@ HOSTILE = {
 }
 
 
+def _escaped() -> bool:
+    return ESCAPED.exists()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_archive_is_refused_even_when_its_hash_is_known(place: Place, name: str) -> None:
-    escaped = Path("/tmp/escaped")
     archive = await _export(place)
     members = HOSTILE[name]
     tar = tar_of(*([FOLDER] if name != "without root" else [(member("./f", size=1), b"x")]), *members)
     forged = forge(place, archive, tar)
     message = await _refused(place, forged)
-    assert not escaped.exists()
+    assert not _escaped()
     assert "SHA-256" not in message
 
 
@@ -174,18 +184,22 @@ async def test_a_tar_without_its_end_is_refused(place: Place) -> None:
         await _refused(place, forge(place, archive, cut, entries=2))
 
 
-async def test_the_jail_alone_keeps_devices_and_overlay_attributes_out(place: Place) -> None:
+@pytest.mark.parametrize(
+    "name", ["block device", "trusted attribute", "parent", "absolute", "through a link", "absolute hard link"]
+)
+def test_the_jail_alone_keeps_devices_and_overlay_attributes_out(place: Place, name: str) -> None:
     """The second wall, without our reader in front of it."""
     tree = place.base / "tree"
-    for bad in ("block device", "trusted attribute", "parent", "absolute", "through a link", "absolute hard link"):
-        tree.mkdir()
-        subprocess.run(_jailed_tar(os.fsencode(tree)), input=tar_of(FOLDER, *HOSTILE[bad]), capture_output=True)
-        made = [path.lstat() for path in tree.rglob("*")]
-        assert not any(stat.S_ISBLK(status.st_mode) for status in made), bad
-        assert not any(b"trusted" in os.fsencode(key) for path in tree.rglob("*") for key in os.listxattr(path)), bad
-        assert not Path("/tmp/escaped").exists(), bad
-        assert all(status.st_nlink == 1 for status in made if stat.S_ISREG(status.st_mode)), bad
-        subprocess.run(["rm", "-rf", str(tree)], check=True)
+    tree.mkdir()
+    subprocess.run(
+        _jailed_tar(os.fsencode(tree)), input=tar_of(FOLDER, *HOSTILE[name]), capture_output=True, check=False
+    )
+    made = [path.lstat() for path in tree.rglob("*")]
+    assert not any(stat.S_ISBLK(status.st_mode) for status in made)
+    attributes = {key for path in tree.rglob("*") for key in os.listxattr(path, follow_symlinks=False)}
+    assert not any(key.startswith("trusted.") for key in attributes)
+    assert all(status.st_nlink == 1 for status in made if stat.S_ISREG(status.st_mode))
+    assert not _escaped()
 
 
 async def test_archives_of_others_are_not_found_under_a_name_that_is_a_path(place: Place) -> None:

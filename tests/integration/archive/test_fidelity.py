@@ -115,6 +115,17 @@ async def test_a_file_whose_other_link_is_outside_of_the_layer_is_kept_whole(pla
     assert (place.fresh.upper / "inside").read_text() == "content"
 
 
+async def test_a_hole_of_a_terabyte_stays_a_hole(place: Place) -> None:
+    with (place.source.upper / "image").open("wb") as file:
+        file.seek(1 << 40)
+        file.write(b"end")
+    archive = await place.store.export(request(), place.source)
+    assert archive.bytes < 1 << 20
+    await place.store.restore(archive, place.fresh)
+    status = (place.fresh.upper / "image").stat()
+    assert (status.st_size, status.st_blocks < 1000) == ((1 << 40) + 3, True)
+
+
 async def test_a_restore_replaces_whatever_a_failed_attempt_left(place: Place) -> None:
     fill(place.source.upper)
     archive = await place.store.export(request(), place.source)
