@@ -33,6 +33,8 @@ _LONGEST_SOCKET_PATH = 107
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 _INITDB_SECONDS = 120.0
+_SPARE_SECONDS = 5.0
+"""pg_ctl ends by itself after its own time limit; this much later it is killed."""
 
 
 @dataclass(slots=True)
@@ -93,8 +95,11 @@ class EmbeddedPostgres:
                 )
                 # fmt: on
                 # pg_ctl is content once postmaster.pid is removed, which is before the process ends.
-                async with asyncio.timeout(_STOP_SECONDS):
-                    await ended.wait()
+                try:
+                    async with asyncio.timeout(_STOP_SECONDS):
+                        await ended.wait()
+                except TimeoutError as error:
+                    raise LedgerUnavailable(f"stopping the embedded PostgreSQL: process {main} goes on") from error
             _logger.info("embedded_postgres_stopped", data=str(self.data))
 
     async def _initialise(self) -> None:
@@ -114,16 +119,12 @@ class EmbeddedPostgres:
 
     async def _running(self) -> bool:
         """pg_ctl status: 0 = running, 3 = not running, 4 = no database there."""
-        code, _ = await self._execute(_STOP_SECONDS, "pg_ctl", "status", "-D", str(self.data))
+        doing = "asking whether the embedded PostgreSQL runs"
+        code, _ = await self._execute(doing, _STOP_SECONDS, "pg_ctl", "status", "-D", str(self.data))
         return code == 0
 
     async def _run(self, doing: str, seconds: float, program: str, *arguments: str) -> None:
-        try:
-            code, output = await self._execute(seconds, program, *arguments)
-        except TimeoutError as error:
-            raise LedgerUnavailable(f"{doing}: {program} did not end within {seconds:g} s; see {self._log}") from error
-        except OSError as error:
-            raise LedgerUnavailable(f"{doing}: {program} cannot be run: {error}") from error
+        code, output = await self._execute(doing, seconds, program, *arguments)
         if code != 0:
             raise LedgerUnavailable(
                 f"{doing} in {self.data}: {program} ended with code {code}: {output[-500:] or 'it said nothing'}; see "
@@ -134,26 +135,29 @@ class EmbeddedPostgres:
     def _log(self) -> Path:
         return self.data / "server.log"
 
-    async def _execute(self, seconds: float, program: str, *arguments: str) -> tuple[int, str]:
+    async def _execute(self, doing: str, seconds: float, program: str, *arguments: str) -> tuple[int, str]:
         """Exit code and output. The output goes through a file: the server inherits it and would keep a pipe open."""
         with tempfile.TemporaryFile() as output:
-            process = await asyncio.create_subprocess_exec(
-                *_as_server_user(),
-                str(self._programs / program),
-                *arguments,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                cwd="/",
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-            )
             try:
-                async with asyncio.timeout(seconds + 5.0):
+                process = await asyncio.create_subprocess_exec(
+                    *_as_server_user(),
+                    str(self._programs / program),
+                    *arguments,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+                )
+            except OSError as error:
+                raise LedgerUnavailable(f"{doing}: {program} cannot be run: {error}") from error
+            try:
+                async with asyncio.timeout(seconds + _SPARE_SECONDS):
                     code = await process.wait()
-            except TimeoutError:
+            except TimeoutError as error:
                 process.kill()
                 await process.wait()
-                raise
+                raise LedgerUnavailable(f"{doing}: {program} did not end in time; see {self._log}") from error
             output.seek(0)
             return code, output.read().decode("utf-8", "replace").strip()
 
