@@ -86,19 +86,25 @@ def workspace_is_where_it_was(scene: Scene) -> Plan | None:
     workspace = scene.workspace
     if workspace is None:
         return None
-    if scene.snapshots:
-        found = scene.snapshots[0]
+    found = next((snapshot for snapshot in scene.snapshots if snapshot.key == workspace.key), None)
+    if found is not None:
         if found.chain_id != workspace.chain_id:
             return scene.block(
                 Reason.SNAPSHOT_CONFLICT,
                 f"snapshot {found.key} stands on {found.chain_id}, the node's journal says {workspace.chain_id}: "
                 "somebody replaced it. It is left alone",
             )
+        if found.gate is not None and workspace.gate is None:
+            return scene.block(
+                Reason.RESTORE_PENDING,
+                f"archive {found.gate} was being restored into {found.key}, and the node's journal does not know of it: "
+                "nothing is started on half of it. To go on from the archive, delete the object and create it again",
+            )
         if not workspace.prepared:
             seen = replace(scene.record, workspace=replace(workspace, prepared=True))
             return scene.do(Note(seen, "the engine has the snapshot"))
         return None
-    if workspace.prepared:
+    if workspace.prepared or workspace.ever_started:
         return scene.block(
             Reason.DATA_MISSING,
             f"snapshot {workspace.key} held this runtime's data and is not on the engine any more. Nothing is started "
@@ -112,6 +118,11 @@ def restore_is_finished_first(scene: Scene) -> Plan | None:
     workspace = scene.workspace
     if workspace is None or workspace.gate is None or scene.runtime.spec.desired_state is not DesiredState.RUNNING:
         return None
+    if workspace.ever_started or scene.task is not None:
+        return scene.block(
+            Reason.SNAPSHOT_CONFLICT,
+            f"a task was on {workspace.key} before the restore into it was finished: what it wrote is not written over",
+        )
     return scene.under(Op.RESTORE, Source.KUBECTL, RestoreWorkspace(workspace.key, workspace.gate))
 
 

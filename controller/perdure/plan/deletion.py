@@ -29,7 +29,7 @@ from perdure.plan.steps import (
 )
 from perdure.plan.stopping import remove_container_and_sandbox, stop_and_reap
 from perdure.plan.view import StatusDraft, archive_name
-from perdure.plan.world import LedgerFacts, Op, Outcome, Record, Source, World
+from perdure.plan.world import LedgerFacts, Op, Outcome, Record, Source, Workspace, World
 
 LEDGER_RETRY_SECONDS = 5.0
 _GONE = "gone"
@@ -196,9 +196,18 @@ def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
     newest = max(scene.snapshots, key=lambda snapshot: snapshot.n)
     if newest.gate is None:
         return scene.under(_op(scene), _source(scene), AdoptSnapshot(newest, None))
-    # What destroys waits for a plan of its own: the intent is committed, and then everything is looked at again.
-    first = opening(scene.record, _op(scene), _source(scene))
-    return scene.do(first or RemoveWorkspace(newest.key, Ground.NEVER_STARTED), phase=_phase(scene))
+    half_restored = Workspace(newest.key, newest.n, newest.image, newest.image_digest, newest.chain_id, prepared=True)
+    known = replace(scene.record, workspace=half_restored, newest_n=max(scene.record.newest_n, newest.n))
+    return scene.do(Note(known, "a restore that was not finished was found; its gate let no task in"))
+
+
+def _task_was_there(scene: Scene) -> Plan | None:
+    """Whoever started it: from now on the layer holds data, and an archive of it is out of date."""
+    workspace = scene.workspace
+    if scene.task is None or workspace is None or (workspace.ever_started and workspace.archived is None):
+        return None
+    touched = replace(workspace, ever_started=True, archived=None)
+    return scene.do(Note(replace(scene.record, workspace=touched), "a task was found on it"))
 
 
 def _nothing_to_preserve(scene: Scene) -> Plan | None:
@@ -218,7 +227,7 @@ def _nothing_to_preserve(scene: Scene) -> Plan | None:
 
 def _data_is_missing(scene: Scene) -> Plan | None:
     workspace = scene.workspace
-    if scene.snapshots or workspace is None or workspace.archived is not None:
+    if scene.snapshots or workspace is None or scene.archived is not None:
         return None
     if not workspace.ever_started:
         return None
@@ -227,7 +236,7 @@ def _data_is_missing(scene: Scene) -> Plan | None:
 
 def _archived_first(scene: Scene) -> Plan | None:
     workspace = scene.workspace
-    if workspace is None or not workspace.ever_started or workspace.archived is not None:
+    if workspace is None or not workspace.ever_started or scene.archived is not None:
         return None
     op = _op(scene)
     first = opening(scene.record, op, _source(scene))
@@ -254,14 +263,14 @@ def _then_removed(scene: Scene) -> Plan | None:
         return scene.do(*removing)
     others = [snapshot.key for snapshot in scene.snapshots if snapshot.key != workspace.key]
     if len(others) < len(scene.snapshots):
-        ground = Ground.ARCHIVED if workspace.archived is not None else Ground.NEVER_STARTED
+        ground = Ground.ARCHIVED if scene.archived is not None else Ground.NEVER_STARTED
         return scene.do(RemoveWorkspace(workspace.key, ground))
     if others:
         return scene.block(
             Reason.SNAPSHOT_CONFLICT,
             f"snapshots {', '.join(others)} carry this uid, and the node's journal does not know them; they stay",
         )
-    kept = f"kept as archive {archive_name(workspace.archived)}" if workspace.archived else "no task ever ran on it"
+    kept = f"kept as archive {archive_name(scene.archived)}" if scene.archived else "no task ever ran on it"
     return _let_go(scene, kept)
 
 
@@ -306,6 +315,7 @@ _RULES: tuple[Rule, ...] = (
     _failed_lately,
     _purge,
     _orphan_becomes_workspace,
+    _task_was_there,
     _nothing_to_preserve,
     _data_is_missing,
     _archived_first,
@@ -320,6 +330,7 @@ _RULES_WHEN_GONE: tuple[Rule, ...] = (
     _failed_lately,
     _purge,
     _orphan_becomes_workspace,
+    _task_was_there,
     _nothing_to_preserve,
     _data_is_missing,
     _archived_first,

@@ -25,6 +25,7 @@ from perdure.plan.steps import (
 )
 from perdure.plan.view import StatusDraft, is_running
 from perdure.plan.world import (
+    ArchiveFacts,
     ImageFacts,
     Op,
     Record,
@@ -52,6 +53,13 @@ class Scene:
     @property
     def workspace(self) -> Workspace | None:
         return self.world.record.workspace
+
+    @property
+    def archived(self) -> ArchiveFacts | None:
+        """A verified archive of exactly the workspace's snapshot."""
+        workspace = self.workspace
+        facts = workspace.archived if workspace is not None else None
+        return facts if facts is not None and workspace is not None and facts.snapshot_key == workspace.key else None
 
     @property
     def mark(self) -> str:

@@ -1,0 +1,252 @@
+"""What holds of every plan, made from any world: it is one, it is the same again, and it destroys nothing unproven."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from tests.property.worlds import NOW, Case, cases
+
+from perdure.plan.certainty import Absent, Present, Unknown
+from perdure.plan.operations import DURABLE
+from perdure.plan.planner import plan
+from perdure.plan.steps import (
+    DESTRUCTIVE,
+    ArchiveWorkspace,
+    Begin,
+    Finish,
+    Ground,
+    Note,
+    Plan,
+    PrepareWorkspace,
+    PurgeArchives,
+    RemoveWorkspace,
+    RestoreWorkspace,
+    StartTask,
+)
+from perdure.plan.world import Gone, Observed, Op, TaskState, Unseen, Wanted, World
+
+S = TypeVar("S")
+AWAY = Unknown("the engine did not answer")
+
+
+def found(drawn: Sequence[Case], kind: type[S]) -> Iterator[tuple[World, Plan, S]]:
+    """Each step of a kind, with the plan that it is in and the world that the plan was made from."""
+    for case in drawn:
+        world, made = case.world, case.plan
+        for step in made.steps:
+            if isinstance(step, kind):
+                yield world, made, step
+
+
+def destructive(made: Plan) -> list[RemoveWorkspace | PurgeArchives]:
+    return [step for step in made.steps if isinstance(step, DESTRUCTIVE)]
+
+
+def operation_of(world: World, made: Plan) -> Op | None:
+    """The operation under which a plan's effects run: a `Begin` is done before them, and they wait for its success."""
+    begun = [step.op for step in made.steps if isinstance(step, Begin)]
+    if begun:
+        return begun[0]
+    return world.record.operation.op if world.record.operation is not None else None
+
+
+def no_snapshot(observed: Observed) -> bool:
+    return observed.snapshots in (Absent(), Present(()))
+
+
+@given(cases)
+def test_every_world_has_a_plan_and_always_the_same(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        world, made = case.world, case.plan
+        assert made == plan(world, NOW)
+        assert not (made.steps and made.waiting)
+        if isinstance(world.desired, Gone | Unseen):
+            assert made.status is None
+        elif made.status is not None:
+            assert made.status.phase is not None
+            assert made.status.observed_generation == world.desired.runtime.generation
+
+
+@given(cases)
+def test_an_end_of_an_operation_stands_alone_and_a_beginning_first(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        world, made = case.world, case.plan
+        if any(isinstance(step, Finish) for step in made.steps):
+            assert len(made.steps) == 1
+            assert world.record.operation is not None
+        for step in made.steps[1:]:
+            assert not isinstance(step, Begin | Note)
+
+
+@pytest.mark.parametrize("thing", ["container", "task", "snapshots"])
+@given(cases)
+def test_nothing_is_done_while_the_engine_does_not_answer(thing: str, drawn: Sequence[Case]) -> None:
+    for world in (case.world for case in drawn):
+        if isinstance(world.observed.container, Unknown):
+            continue
+        blind = replace(world, observed=replace(world.observed, **{thing: AWAY}))
+        assert [step for step in plan(blind, NOW).steps if not isinstance(step, Note)] == []
+
+
+@given(cases)
+def test_only_an_operation_that_destroys_may_destroy(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        world, made = case.world, case.plan
+        if destructive(made):
+            assert operation_of(world, made) in DURABLE
+
+
+@given(cases)
+def test_the_intent_of_an_operation_that_destroys_is_committed_in_the_ledger(drawn: Sequence[Case]) -> None:
+    for _, _, step in found(drawn, Begin):
+        assert step.durable == (step.op in DURABLE)
+
+
+@given(cases)
+def test_a_snapshot_is_removed_only_on_a_ground(drawn: Sequence[Case]) -> None:
+    for world, made, step in found(drawn, RemoveWorkspace):
+        workspace, snapshots = world.record.workspace, world.observed.snapshots
+        assert isinstance(snapshots, Present)
+        assert step.key in {snapshot.key for snapshot in snapshots.it}
+        if step.ground is Ground.PURGE:
+            assert operation_of(world, made) is Op.PURGE
+            continue
+        assert workspace is not None
+        assert workspace.key == step.key
+        if step.ground is Ground.ARCHIVED:
+            assert workspace.archived is not None
+            assert workspace.archived.snapshot_key == step.key
+        else:
+            assert not workspace.ever_started
+
+
+@given(cases)
+def test_archives_are_purged_only_in_a_purge(drawn: Sequence[Case]) -> None:
+    for world, made, _ in found(drawn, PurgeArchives):
+        assert operation_of(world, made) is Op.PURGE
+
+
+@given(cases)
+def test_nothing_is_destroyed_under_a_task_or_a_container(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        if destructive(case.plan):
+            world = case.world
+            assert world.observed.task == Absent()
+            assert world.observed.container == Absent()
+
+
+@given(cases)
+def test_nothing_is_destroyed_or_archived_under_a_freeze(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        if case.world.freeze is not None:
+            assert not destructive(case.plan)
+            assert not any(isinstance(step, ArchiveWorkspace) for step in case.plan.steps)
+
+
+@given(cases)
+def test_nothing_is_destroyed_for_a_live_or_an_unseen_object(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        if isinstance(case.world.desired, Wanted | Unseen):
+            assert not destructive(case.plan)
+
+
+@given(cases)
+def test_absence_of_an_object_whose_deletion_nobody_saw_means_nothing(drawn: Sequence[Case]) -> None:
+    for world in (case.world for case in drawn):
+        unseen = replace(world, record=replace(world.record, deletion_seen=False))
+        assert plan(replace(unseen, desired=Gone()), NOW) == Plan()
+        assert plan(replace(world, desired=Unseen("away")), NOW) == Plan()
+
+
+@given(cases)
+def test_a_task_starts_only_on_the_right_snapshot_and_behind_an_open_gate(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, StartTask):
+        workspace, snapshots, task = world.record.workspace, world.observed.snapshots, world.observed.task
+        assert workspace is not None
+        assert workspace.gate is None
+        assert workspace.key == step.key
+        assert isinstance(snapshots, Present)
+        (snapshot,) = (snapshot for snapshot in snapshots.it if snapshot.key == workspace.key)
+        assert snapshot.chain_id == workspace.chain_id
+        assert snapshot.gate is None
+        assert not world.record.released
+        assert task == Absent() or (isinstance(task, Present) and task.it.state is TaskState.CREATED)
+
+
+@given(cases)
+def test_a_task_starts_only_for_an_object_that_is_wanted_running(drawn: Sequence[Case]) -> None:
+    for world, _, _ in found(drawn, StartTask):
+        assert isinstance(world.desired, Wanted)
+        assert world.desired.runtime.spec.desired_state == "Running"
+        assert world.desired.runtime.invalid is None
+
+
+@given(cases)
+def test_a_workspace_is_made_only_where_nothing_ever_showed_data(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, PrepareWorkspace):
+        assert isinstance(world.desired, Wanted)
+        assert world.desired.runtime.status.snapshot_key is None
+        assert world.record.workspace is None
+        assert no_snapshot(world.observed)
+        assert step.n > world.record.newest_n
+        ledger, restore = world.observed.ledger, world.desired.runtime.spec.restore
+        if not isinstance(ledger, Present):
+            assert restore.policy == "None"
+            continue
+        assert ledger.it.data_seen is None
+        assert not ledger.it.released
+        if step.gate is None and restore.policy != "None":
+            assert restore.policy == "Latest"
+            assert ledger.it.latest is None
+            assert ledger.it.unarchived == ()
+
+
+@given(cases)
+def test_a_record_that_showed_data_is_never_dropped(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, Note):
+        workspace = world.record.workspace
+        if workspace is not None and step.record.workspace is None:
+            assert not workspace.prepared
+            assert not workspace.ever_started
+            snapshots = world.observed.snapshots
+            assert not isinstance(snapshots, Present) or workspace.key not in {found.key for found in snapshots.it}
+        if workspace is not None and step.record.workspace is not None:
+            assert step.record.workspace.key == workspace.key
+            assert step.record.workspace.gate == workspace.gate
+            assert step.record.workspace.ever_started >= workspace.ever_started
+
+
+@given(cases)
+def test_a_restore_writes_only_behind_its_gate(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, RestoreWorkspace):
+        workspace = world.record.workspace
+        assert workspace is not None
+        assert workspace.gate == step.archive
+        assert workspace.key == step.key
+        assert not workspace.ever_started
+        assert world.observed.task == Absent()
+
+
+@given(cases)
+def test_a_life_ends_in_the_ledger_only_when_its_data_is_dealt_with(drawn: Sequence[Case]) -> None:
+    for world, made, step in found(drawn, Finish):
+        if not step.release:
+            continue
+        workspace, ledger, op = world.record.workspace, world.observed.ledger, operation_of(world, made)
+        assert world.freeze is None
+        assert op in DURABLE
+        assert no_snapshot(world.observed)
+        assert world.observed.task == Absent()
+        if op is Op.PURGE:
+            assert isinstance(ledger, Present)
+            assert ledger.it.purgeable == ()
+        elif workspace is None or not workspace.prepared:
+            assert isinstance(ledger, Present)
+            assert ledger.it.data_seen is None or ledger.it.released
+        elif workspace.ever_started:
+            assert workspace.archived is not None
+            assert workspace.archived.snapshot_key == workspace.key
