@@ -18,6 +18,7 @@ from tests.fakes.journal import Hook
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, InstallationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.runtime import PullPolicy
+from perdure.engine.image_names import InvalidImageName, normalise
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, ImageFacts, SnapshotFacts, TaskFacts, TaskState, Workspace
 from perdure.reconcile.ports import (
@@ -209,6 +210,10 @@ class FakeEngine:
 
     async def ensure_image(self, name: str, policy: PullPolicy) -> ImageFacts:
         self._call("ensure_image", "before")
+        try:
+            normalise(name)
+        except InvalidImageName as error:
+            raise EngineRefused(str(error), reason=Reason.INVALID_SPEC, user_error=True) from error
         found = self._machine.images.get(name)
         if found is None:
             reason = Reason.IMAGE_NOT_FOUND if policy is PullPolicy.NEVER else Reason.PULL_UNSUPPORTED

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import signal
+import subprocess
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,6 +68,31 @@ async def test_a_second_writer_on_a_snapshot_is_refused(rig: EngineRig, services
     await services.tasks.kill("by-hand", signal.SIGKILL, everything=True)
     await services.tasks.wait("by-hand", 10)
     await services.tasks.delete("by-hand")
+    assert (await rig.engine.start_task(ref.container_id, key)).state is TaskState.RUNNING
+
+
+@contextlib.contextmanager
+def mounted(options: Sequence[str]) -> Iterator[None]:
+    """An overlay that somebody mounted by hand."""
+    target = Path(tempfile.mkdtemp(prefix="perdure-test-"))
+    subprocess.run(["mount", "-t", "overlay", "-o", ",".join(options), "overlay", target], check=True, timeout=20)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", target], check=True, timeout=20)
+        target.rmdir()
+
+
+async def test_a_writer_that_containerd_does_not_know_is_seen_too(rig: EngineRig, services: Services) -> None:
+    ref = new_ref()
+    key = await rig.prepared(ref)
+    await rig.engine.create_container(await rig.plan(ref, key))
+    mounts = await services.snapshots.mounts(key)
+    with mounted(mounts[0].options):
+        with pytest.raises(EngineRefused, match="mounted"):
+            await rig.engine.start_task(ref.container_id, key)
+        with pytest.raises(EngineRefused, match="mounted"):
+            await rig.engine.layer(key)
     assert (await rig.engine.start_task(ref.container_id, key)).state is TaskState.RUNNING
 
 

@@ -52,7 +52,7 @@ class ContainerdEngine:
         self._oomed = OomMemory()
         self._observer = Observer(self._services, settings, self._oomed, cgroup2=node.cgroup2)
         self._images = Images(self._services, settings.namespace)
-        self._workspaces = Workspaces(self._services, settings.installation)
+        self._workspaces = Workspaces(self._services, settings.installation, settings.address)
         files = MountedFileStore(settings.state_dir, node.resolv_conf)
         self._containers = Containers(self._services, settings, self._workspaces, files, node)
         self._tasks = Tasks(self._services, settings, self._containers, self._workspaces, self._observer, self._oomed)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,15 @@ from perdure.engine.containerd.services import Mount
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 STAGING = "perdure-staging"
+
+
+CONNECT_SECONDS = 5.0
+_CREDENTIALS = struct.Struct("3i")
+"""pid, uid, gid."""
+
+
+class UnseenMounts(Exception):
+    """Whether somebody has a snapshot mounted cannot be told; the message says why."""
 
 
 class NotOverlay(ValueError):
@@ -75,9 +86,24 @@ def is_mounted(upper: Path, mountinfo: str) -> bool:
     return False
 
 
-def upper_in_use(upper: Path) -> bool:
-    """`is_mounted` in this process's mount namespace, which the agent shares with containerd. Blocking."""
-    return is_mounted(upper, Path("/proc/self/mountinfo").read_text())
+def mounts_of_engine(address: str) -> str:
+    """The mountinfo of the process that listens on containerd's socket: its shims mount tasks' roots where it lives,
+    which need not be where this process lives (unix(7), SO_PEERCRED). Blocking.
+
+    Raises `ConnectionError` or `FileNotFoundError` where nobody listens, `UnseenMounts` where its mounts are hidden.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(CONNECT_SECONDS)
+        probe.connect(address)
+        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, _, _ = _CREDENTIALS.unpack(credentials)
+        try:
+            return Path(f"/proc/{pid}/mountinfo").read_text()
+        except OSError as error:
+            raise UnseenMounts(
+                f"the mounts of containerd (process {pid}) cannot be seen: {error}; the agent needs root and the "
+                "node's process namespace"
+            ) from error
 
 
 def make_staging(layers: DiskLayers) -> Path:

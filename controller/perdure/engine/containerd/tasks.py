@@ -85,11 +85,8 @@ class Tasks:
 
     async def start(self, container: ContainerId, key: SnapshotKey) -> TaskFacts:
         """See the port. An ended task that is still there is returned as it is: how it ended must be read first."""
-        record, task, snapshot, references = await asyncio.gather(
-            self._containers.find(container),
-            self._containers.task_of(container),
-            self._workspaces.own(key),
-            self._workspaces.references(key),
+        record, task, snapshot = await asyncio.gather(
+            self._containers.find(container), self._containers.task_of(container), self._workspaces.own(key)
         )
         if record is None or record.snapshot_key != key:
             raise EngineRefused(
@@ -113,13 +110,6 @@ class Tasks:
         if task is not None:
             _log.info("unstarted_task_cleared", container=container)
             await self._clear(container)
-        for other in (other for other in references if other.id != container):
-            if await self._containers.task_of(ContainerId(other.id)) is not None:
-                raise EngineRefused(
-                    f"cannot start {container}: container {other.id} has a task on the same snapshot {key}; "
-                    "stop that one first",
-                    reason=Reason.SNAPSHOT_CONFLICT,
-                )
         return await self._start(record, snapshot_facts(snapshot).n)
 
     async def _start(self, record: ContainerRecord, n: int) -> TaskFacts:
