@@ -1,0 +1,1 @@
+"""Benchmarks: Perdure beside what one would use otherwise, measured in one run. Called by ``hack/bench``."""

@@ -1,0 +1,89 @@
+"""The command line of ``hack/bench``: choose a benchmark, run it, print its table, write its JSON.
+
+It exits with 0 when the benchmark ran, whatever the figures are.
+"""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+
+from rig.bench import start
+from rig.bench.results import Row, render_json
+from rig.paths import CHECKOUT
+from rig.progress import say
+
+RESULTS = CHECKOUT / "bench-results"
+Measured = tuple[list[Row], str]
+"""Rows for the file, and the table that is printed."""
+BENCHMARKS = {"start": "apply, crash, stop, resume, delete; bursts, idle, restart: against ctr on the same containerd"}
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point of ``hack/bench``."""
+    options = _parser().parse_args(arguments)
+    if options.name is None:
+        print("\n".join(f"{name:<12}{about}" for name, about in BENCHMARKS.items()))
+        return 0
+    n = options.n or (start.QUICK_N if options.quick else start.DEFAULT_N)
+    directory = options.dir.resolve() if options.dir else None
+    file = RESULTS / f"{options.name}{'-profile' if options.profile else ''}.json"
+    measuring = start.run_profile(directory, n) if options.profile else start.run(directory, n, quick=options.quick)
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # ctr is forked beside a gRPC client; the child only execs
+    failed = False
+    try:
+        rows, table = asyncio.run(_until_terminated(measuring))
+        RESULTS.mkdir(exist_ok=True)
+        file.write_text(render_json(rows))
+        print(table, end="")
+        say(f"==> {file}")
+    except* (RuntimeError, OSError) as errors:
+        failed = True
+        for error in _leaves(errors):
+            say(f"hack/bench {options.name}: {error}")
+    return 1 if failed else 0
+
+
+async def _until_terminated(measuring: Coroutine[None, None, Measured]) -> Measured:
+    """SIGTERM ends it as Ctrl-C does: everything is removed."""
+    task = asyncio.ensure_future(measuring)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError as error:
+        raise RuntimeError("ended by a signal; everything was removed") from error
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hack/bench",
+        description="Measures Perdure beside what one would use otherwise, on an environment of its own. Needs root.",
+        epilog="Without a name: lists the benchmarks. Results: bench-results/NAME.json.",
+    )
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
+    parser.add_argument("--n", type=_count, help=f"single operations (default {start.DEFAULT_N})")
+    parser.add_argument("--quick", action="store_true", help=f"only to see that it works: {start.QUICK_N} and less")
+    parser.add_argument("--profile", action="store_true", help="show where the time of a start goes, instead")
+    parser.add_argument("--dir", type=Path, help="new or empty folder for the environment, removed afterwards")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
