@@ -21,8 +21,9 @@ from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.runtime import PullPolicy
 from perdure.engine.containerd.errors import NotFound
+from perdure.engine.containerd.messages import ContainerRecord
 from perdure.engine.containerd.rpc import Connection
-from perdure.engine.containerd.services import ContainerRecord, Services, expiry_label
+from perdure.engine.containerd.services import Services, expiry_label
 from perdure.plan.certainty import Absent, Present, Unknown
 from perdure.plan.world import TaskFacts, TaskState
 from perdure.reconcile.ports import EngineRefused, EngineUnavailable

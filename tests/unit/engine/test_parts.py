@@ -13,8 +13,9 @@ from perdure.api.runtime import Dns, HostAlias, RuntimeSpec
 from perdure.engine.containerd import ContainerdSettings, oom
 from perdure.engine.containerd.images import chain_ids
 from perdure.engine.containerd.labels import UnreadableLabels, snapshot_facts, uid_of
+from perdure.engine.containerd.messages import Mount, SnapshotInfo, SnapshotKind
 from perdure.engine.containerd.overlay import NotOverlay, disk_layers, is_mounted, make_staging
-from perdure.engine.containerd.services import Mount, SnapshotInfo, SnapshotKind, label_filter
+from perdure.engine.containerd.services import label_filter
 from perdure.engine.containerd.tasks import signal_number
 from perdure.engine.mounted_files import MountedFileStore, hosts, resolv_conf
 from perdure.reconcile.ports import EngineRefused

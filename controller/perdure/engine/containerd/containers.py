@@ -13,8 +13,9 @@ from perdure.api.names import ContainerId
 from perdure.engine import merged_tree
 from perdure.engine.containerd.errors import NotFound
 from perdure.engine.containerd.labels import belongs_to, identity_labels, uid_of
+from perdure.engine.containerd.messages import ContainerRecord, Process
 from perdure.engine.containerd.overlay import DiskLayers
-from perdure.engine.containerd.services import ContainerRecord, Process, Services
+from perdure.engine.containerd.services import Services
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.engine.containerd.workspaces import Workspaces
 from perdure.engine.mounted_files import MountedFileStore

@@ -20,7 +20,8 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId
 from perdure.api.runtime import PullPolicy
 from perdure.engine.containerd.errors import AlreadyExists, NotFound
-from perdure.engine.containerd.services import Descriptor, Services, expiry_label
+from perdure.engine.containerd.messages import Descriptor
+from perdure.engine.containerd.services import Services, expiry_label
 from perdure.engine.image_names import InvalidImageName, normalise
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ImageFacts

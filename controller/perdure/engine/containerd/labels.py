@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, InstallationId, Kind, NamespaceUid, RuntimeRef, SnapshotKey, Uid
-from perdure.engine.containerd.services import ContainerRecord, SnapshotInfo
+from perdure.engine.containerd.messages import ContainerRecord, SnapshotInfo
 from perdure.plan.world import ContainerFacts, SnapshotFacts, Workspace
 from perdure.reconcile.ports import EngineRefused
 

@@ -22,15 +22,8 @@ from perdure.engine.containerd.labels import (
     snapshot_facts,
     uid_of,
 )
-from perdure.engine.containerd.services import (
-    ContainerRecord,
-    Process,
-    ProcessStatus,
-    Services,
-    SnapshotInfo,
-    SnapshotKind,
-    label_filter,
-)
+from perdure.engine.containerd.messages import ContainerRecord, Process, ProcessStatus, SnapshotInfo, SnapshotKind
+from perdure.engine.containerd.services import Services, label_filter
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, SnapshotFacts, TaskFacts, TaskState

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.engine.containerd.services import Mount
+from perdure.engine.containerd.messages import Mount
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 STAGING = "perdure-staging"

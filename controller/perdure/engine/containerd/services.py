@@ -1,4 +1,4 @@
-"""containerd's services as typed calls: messages go no further than this file.
+"""containerd's services as typed calls: messages go no further than this file and `messages`.
 
 Called by the parts of the engine. Each method is one RPC (or one stream read to its end); names and meanings are
 containerd's own (github.com/containerd/containerd/api/services).
@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import grpc
 
 from perdure.engine.containerd.errors import RpcFailed
+from perdure.engine.containerd.messages import (
+    ContainerRecord,
+    Descriptor,
+    Event,
+    Mount,
+    Process,
+    SnapshotInfo,
+    container_from,
+    mount_messages,
+    mounts_from,
+    process_from,
+    snapshot_from,
+)
 from perdure.engine.containerd.rpc import (
     RUNTIME_SECONDS,
     UNPACK_SECONDS,
@@ -38,125 +49,6 @@ _EVENTS = "containerd.services.events.v1.Events"
 _VERSION = "containerd.services.version.v1.Version"
 
 
-class ProcessStatus(IntEnum):
-    """containerd.v1.types.Status."""
-
-    UNKNOWN = 0
-    CREATED = 1
-    RUNNING = 2
-    STOPPED = 3
-    PAUSED = 4
-    PAUSING = 5
-
-
-class SnapshotKind(IntEnum):
-    """containerd.services.snapshots.v1.Kind."""
-
-    UNKNOWN = 0
-    VIEW = 1
-    ACTIVE = 2
-    COMMITTED = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    type: str
-    source: str
-    target: str
-    options: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Descriptor:
-    media_type: str
-    digest: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class ContainerRecord:
-    id: str
-    labels: Mapping[str, str]
-    image: str
-    snapshotter: str
-    snapshot_key: str
-    spec: bytes
-    """OCI runtime spec, JSON."""
-    runtime: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    id: str
-    pid: int
-    status: ProcessStatus
-    exit_status: int
-    exited_at: float | None
-    """Seconds since the epoch; None while it runs (1.6 sends Go's zero time, later versions nothing)."""
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotInfo:
-    key: str
-    parent: str
-    kind: SnapshotKind
-    labels: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    topic: str
-    container_id: str
-
-
-def _seconds(stamp: Any) -> float | None:
-    """Unset is absent or zero; Go's zero time is the year 1."""
-    return stamp.seconds + stamp.nanos / 1e9 if stamp.seconds > 0 else None
-
-
-def _mounts(messages: Any) -> tuple[Mount, ...]:
-    return tuple(Mount(m.type, m.source, m.target, tuple(m.options)) for m in messages)
-
-
-def _mount_messages(mounts: Sequence[Mount]) -> list[Any]:
-    make = message_class("containerd.types.Mount")
-    return [make(type=m.type, source=m.source, target=m.target, options=m.options) for m in mounts]
-
-
-def _container(message: Any) -> ContainerRecord:
-    return ContainerRecord(
-        id=message.id,
-        labels=dict(message.labels),
-        image=message.image,
-        snapshotter=message.snapshotter,
-        snapshot_key=message.snapshot_key,
-        spec=bytes(message.spec.value),
-        runtime=message.runtime.name,
-    )
-
-
-def _process(message: Any) -> Process:
-    try:
-        status = ProcessStatus(message.status)
-    except ValueError:
-        status = ProcessStatus.UNKNOWN
-    return Process(
-        id=message.container_id or message.id,
-        pid=message.pid,
-        status=status,
-        exit_status=message.exit_status,
-        exited_at=_seconds(message.exited_at),
-    )
-
-
-def _snapshot(message: Any) -> SnapshotInfo:
-    try:
-        kind = SnapshotKind(message.kind)
-    except ValueError:
-        kind = SnapshotKind.UNKNOWN
-    return SnapshotInfo(message.name, message.parent, kind, dict(message.labels))
-
-
 def label_filter(label: str, value: str) -> str:
     """A filter for things with this label (pkg/filters): strings are quoted as in Go, which for what Kubernetes allows
     in names and uids means that quotes and backslashes are escaped."""
@@ -169,11 +61,11 @@ class Containers:
         self._rpc = connection
 
     async def get(self, container: str) -> ContainerRecord:
-        return _container((await self._rpc.unary(_CONTAINERS, "Get", id=container)).container)
+        return container_from((await self._rpc.unary(_CONTAINERS, "Get", id=container)).container)
 
     async def list(self, *filters: str) -> tuple[ContainerRecord, ...]:
         answer = await self._rpc.unary(_CONTAINERS, "List", filters=filters)
-        return tuple(_container(message) for message in answer.containers)
+        return tuple(container_from(message) for message in answer.containers)
 
     def _message(self, record: ContainerRecord, runc_root: str | None) -> Any:
         runtime = message_class("containerd.services.containers.v1.Container.Runtime")
@@ -212,11 +104,11 @@ class Tasks:
 
     async def get(self, container: str) -> Process:
         answer = await self._rpc.unary(_TASKS, "Get", container_id=container)
-        return _process(answer.process)
+        return process_from(answer.process)
 
     async def list(self) -> tuple[Process, ...]:
         answer = await self._rpc.unary(_TASKS, "List", deadline=RUNTIME_SECONDS)
-        return tuple(_process(message) for message in answer.tasks)
+        return tuple(process_from(message) for message in answer.tasks)
 
     async def create(self, container: str, rootfs: Sequence[Mount], output: str, runc_root: str | None) -> int:
         """Make the container and its init process, which waits for `start`; its pid. `output`: a `file://` URI."""
@@ -225,7 +117,7 @@ class Tasks:
             "Create",
             deadline=RUNTIME_SECONDS,
             container_id=container,
-            rootfs=_mount_messages(rootfs),
+            rootfs=mount_messages(rootfs),
             stdout=output,
             stderr=output,
             options=runc_options(runc_root),
@@ -257,12 +149,12 @@ class Snapshots:
 
     async def stat(self, key: str) -> SnapshotInfo:
         answer = await self._rpc.unary(_SNAPSHOTS, "Stat", snapshotter=self._name, key=key)
-        return _snapshot(answer.info)
+        return snapshot_from(answer.info)
 
     async def list(self, *filters: str) -> tuple[SnapshotInfo, ...]:
         found: list[SnapshotInfo] = []
         async for answer in self._rpc.stream(_SNAPSHOTS, "List", snapshotter=self._name, filters=filters):
-            found.extend(_snapshot(message) for message in answer.info)
+            found.extend(snapshot_from(message) for message in answer.info)
         return tuple(found)
 
     async def prepare(
@@ -271,11 +163,11 @@ class Snapshots:
         answer = await self._rpc.unary(
             _SNAPSHOTS, "Prepare", lease=lease, snapshotter=self._name, key=key, parent=parent, labels=labels
         )
-        return _mounts(answer.mounts)
+        return mounts_from(answer.mounts)
 
     async def mounts(self, key: str) -> tuple[Mount, ...]:
         answer = await self._rpc.unary(_SNAPSHOTS, "Mounts", snapshotter=self._name, key=key)
-        return _mounts(answer.mounts)
+        return mounts_from(answer.mounts)
 
     async def commit(self, name: str, key: str, labels: Mapping[str, str], lease: str | None = None) -> None:
         await self._rpc.unary(
@@ -342,7 +234,7 @@ class Services:
             media_type=layer.media_type, digest=layer.digest, size=layer.size
         )
         answer = await self._rpc.unary(
-            _DIFF, "Apply", deadline=UNPACK_SECONDS, lease=lease, diff=descriptor, mounts=_mount_messages(mounts)
+            _DIFF, "Apply", deadline=UNPACK_SECONDS, lease=lease, diff=descriptor, mounts=mount_messages(mounts)
         )
         return str(answer.applied.digest)
 

@@ -19,10 +19,11 @@ from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ContainerId, RuntimeRef, SnapshotKey
 from perdure.engine.containerd.containers import Containers
-from perdure.engine.containerd.errors import NotFound, RpcFailed, RpcTimeout, start_refusal
+from perdure.engine.containerd.errors import AlreadyExists, NotFound, RpcFailed, RpcTimeout, start_refusal
 from perdure.engine.containerd.labels import reference, snapshot_facts
+from perdure.engine.containerd.messages import ContainerRecord, Process, ProcessStatus
 from perdure.engine.containerd.observation import Observer, OomMemory
-from perdure.engine.containerd.services import ContainerRecord, Process, ProcessStatus, Services
+from perdure.engine.containerd.services import Services
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.engine.containerd.workspaces import Workspaces
 from perdure.plan.certainty import Present
@@ -127,6 +128,8 @@ class Tasks:
         try:
             await self._services.tasks.create(container, mounts, f"file://{output}", self._settings.runc_root)
             pid = await self._services.tasks.start(container)
+        except AlreadyExists as error:
+            raise start_refusal(error, _command(record)) from error
         except RpcFailed as error:
             await self._clear(container)
             raise start_refusal(error, _command(record)) from error

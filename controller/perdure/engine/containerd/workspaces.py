@@ -16,8 +16,9 @@ from perdure.api.names import InstallationId, RuntimeRef, SnapshotKey
 from perdure.engine.containerd import overlay
 from perdure.engine.containerd.errors import AlreadyExists, NotFound
 from perdure.engine.containerd.labels import belongs_to, identity_labels, snapshot_labels
+from perdure.engine.containerd.messages import ContainerRecord, Mount, SnapshotInfo, SnapshotKind
 from perdure.engine.containerd.overlay import DiskLayers
-from perdure.engine.containerd.services import ContainerRecord, Mount, Services, SnapshotInfo, SnapshotKind
+from perdure.engine.containerd.services import Services
 from perdure.plan.world import Workspace
 from perdure.reconcile.ports import EngineRefused, EngineUnavailable, Layer
 
