@@ -24,7 +24,7 @@ from perdure.api.names import InstallationId, NodeId, RuntimeRef
 from perdure.archive import layout
 from perdure.archive.faults import Fault, FaultKind, store_errors
 from perdure.archive.jobs import Answer, Done, Export, Failed, Job, Known, Progress, Restore, Verify
-from perdure.archive.manifest import Manifest, Source
+from perdure.archive.manifest import Manifest, ManifestError, Source
 from perdure.archive.stages import TOOLS_PATH, missing_tools
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, Layer, PortError, StoreError
@@ -227,7 +227,11 @@ class LocalStore:
         with store_errors(f"listing archives of {identity_of} in {self.root}"):
             for uid in layout.folders(self.root, parts):
                 with layout.open_folder(self.root, (*parts, uid)) as folder:
-                    found |= layout.sequences_in(folder)
+                    found |= {
+                        sequence
+                        for sequence in layout.sequences_in(folder)
+                        if not _is_of_another_namespace(folder, sequence, identity_of)
+                    }
         return tuple(sorted(found))
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -283,6 +287,15 @@ class LocalStore:
                     raise Fault(kind, message)
                 case Progress():
                     continue
+
+
+def _is_of_another_namespace(folder: int, sequence: int, ref: RuntimeRef) -> bool:
+    """Whether the manifest proves that the namespace was an earlier one of the same name: that is another identity."""
+    try:
+        manifest = layout.read_manifest(folder, sequence)
+    except ManifestError:
+        return False
+    return manifest is not None and manifest.contents.source.namespace_uid != ref.namespace_uid
 
 
 def _failure_of(job: Job) -> FaultKind:
