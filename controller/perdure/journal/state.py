@@ -6,6 +6,7 @@ Pure: `file.py` makes entries durable, `frames.py` puts them into bytes, both ap
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 import msgspec
@@ -25,7 +26,10 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @staticmethod
     def of(row: OperationRow) -> Row:
-        return Row(started=row) if isinstance(row, OperationStarted) else Row(finished=row)
+        """Lone surrogates of a message (file names that are no UTF-8) are replaced: JSON cannot hold them."""
+        if isinstance(row, OperationStarted):
+            return Row(started=row)
+        return Row(finished=replace(row, message=row.message.encode("utf-8", "replace").decode("utf-8")))
 
     @property
     def it(self) -> OperationRow:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -26,7 +27,7 @@ from perdure.journal.file import FILE_NAME, FileJournal, JournalSettings
 from perdure.journal.frames import VERSION, Header, encode_entry, encode_frame, encode_header, replay
 from perdure.journal.log import open_log
 from perdure.journal.state import Entry
-from perdure.reconcile.ports import NodeMemory
+from perdure.reconcile.ports import NodeMemory, OperationFinished
 
 SMALL = JournalSettings(reserve_bytes=0, compact_bytes=4096)
 
@@ -278,6 +279,17 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 def fill(path: Path) -> None:
     room = os.statvfs(path.parent)
     path.write_bytes(bytes(room.f_bavail * room.f_frsize))
+
+
+async def test_a_message_that_is_no_text_does_not_fail_the_commit(tmp_path: Path) -> None:
+    journal = FileJournal.open(tmp_path, SMALL)
+    finished = rows(1)[1]
+    assert isinstance(finished, OperationFinished)
+    await journal.commit(rows=[replace(finished, message="file \udce4")])
+    await journal.close()
+    journal = FileJournal.open(tmp_path, SMALL)
+    assert list(journal.unsent()) == [replace(finished, message="file ?")]
+    await journal.close()
 
 
 async def test_a_full_outbox_refuses_and_drops_nothing(tmp_path: Path) -> None:
