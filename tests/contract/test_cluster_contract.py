@@ -240,11 +240,15 @@ async def world(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[
         await real.close()
 
 
-def facts(world: World, sequence: int = 7, **changes: Any) -> ArchiveFacts:
-    sample = ArchiveFacts(
-        sequence=sequence,
+def facts(world: World) -> ArchiveFacts:
+    return facts_of(world.namespace)
+
+
+def facts_of(namespace: str) -> ArchiveFacts:
+    return ArchiveFacts(
+        sequence=7,
         kind=Kind.BOT,
-        namespace=world.namespace,
+        namespace=namespace,
         name="bot",
         uid=Uid("uid-of-bot"),
         store="default",
@@ -259,7 +263,6 @@ def facts(world: World, sequence: int = 7, **changes: Any) -> ArchiveFacts:
         uncompressed_bytes=5000,
         empty=False,
     )
-    return replace(sample, **changes)
 
 
 def ready(status: Truth, message: str = "", reason: Reason = Reason.RUNNING) -> RuntimeStatus:

@@ -26,6 +26,7 @@ from perdure.kube.status import node_status_patch
 from perdure.reconcile.ports import ApiUnavailable
 
 POLL_SECONDS = 10.0
+LOOK_SECONDS = 60.0
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 """uname's names to Go's, which Kubernetes uses in labels."""
@@ -34,31 +35,38 @@ log = structlog.get_logger(__name__)
 
 
 class NodeReporter:
-    """Writes one RuntimeNode: makes it if it is not there, its status when it differs, its spec never."""
+    """Writes one RuntimeNode: makes it if it is not there, its status when it differs, its spec never.
 
-    def __init__(self, client: ApiClient) -> None:
+    What is there is looked at once a minute, because a person may have deleted or changed it.
+    """
+
+    def __init__(self, client: ApiClient, *, clock_seconds: Callable[[], float] = time.monotonic) -> None:
         self._client = client
+        self._now = clock_seconds
         self._last: RuntimeNode | None = None
+        self._looked_at = 0.0
 
     async def report(self, name: NodeName, status: NodeStatus) -> None:
         """Raises `ApiUnavailable`."""
         what = f"reporting RuntimeNode {name}"
         try:
-            node = self._last if self._last and self._last.name == name else await self._read_or_create(name, what)
+            node = await self._current(name, what)
             changes = node_status_patch(node.status, status, clock.now())
-            if not changes:
-                self._last = node
-                return
-            # Forgotten until the answer is here: after an error the next report reads it again.
-            self._last = None
-            path = paths.status(paths.node(name))
-            self._last = parse_node(await self._client.merge_patch(path, what, {"status": changes}))
+            if changes:
+                # Forgotten until the answer is here: after an error the next report looks again.
+                self._last = None
+                path = paths.status(paths.node(name))
+                node = parse_node(await self._client.merge_patch(path, what, {"status": changes}))
+            self._last = node
         except ApiRefused as refused:
             raise ApiUnavailable(str(refused)) from refused
 
-    def forget(self) -> None:
-        """The RuntimeNode may have been changed or deleted by somebody: look at it at the next report."""
-        self._last = None
+    async def _current(self, name: NodeName, what: str) -> RuntimeNode:
+        if self._last is not None and self._last.name == name and self._now() - self._looked_at < LOOK_SECONDS:
+            return self._last
+        node = await self._read_or_create(name, what)
+        self._looked_at = self._now()
+        return node
 
     async def _read_or_create(self, name: NodeName, what: str) -> RuntimeNode:
         try:

@@ -1,0 +1,196 @@
+"""Leadership, heartbeats and the controller's view of nodes, on a real API server with Leases in milliseconds."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from perdure.api.names import LEASE_NAMESPACE, NodeId, NodeName
+from perdure.api.node import NodeStatus
+from perdure.kube import paths
+from perdure.kube.client import ApiClient, ApiRefused
+from perdure.kube.heartbeat import NodeHeartbeat, NodeNameTaken
+from perdure.kube.lease import LeaderLease, LeadershipLost, LeaderTiming
+from perdure.kube.nodes import NodeCache, NodeReporter, NodeView
+from perdure.kube.preflight import ensure_namespace
+
+pytestmark = pytest.mark.env
+
+FAST = LeaderTiming(duration=1.0, deadline=0.6, retry=0.1)
+
+
+@pytest.fixture(autouse=True)
+async def system_namespace(client: ApiClient) -> None:
+    await ensure_namespace(client)
+    await ensure_namespace(client)
+    assert await client.get(paths.namespace(LEASE_NAMESPACE), "reading our namespace")
+
+
+@pytest.fixture
+async def lease_name(client: ApiClient) -> AsyncIterator[str]:
+    name = f"lead-{uuid.uuid4().hex[:8]}"
+    yield name
+    await remove(client, paths.lease(name))
+
+
+@pytest.fixture
+async def node(client: ApiClient) -> AsyncIterator[NodeName]:
+    name = NodeName(f"node-{uuid.uuid4().hex[:8]}")
+    yield name
+    await remove(client, paths.lease(f"node-{name}"))
+    await remove(client, paths.node(name))
+
+
+async def remove(client: ApiClient, path: str) -> None:
+    try:
+        found = await client.get(path, "reading what a test left")
+    except ApiRefused:
+        return
+    await client.delete(path, "removing what a test left", found["metadata"]["uid"])
+
+
+@pytest.fixture
+def leader(client: ApiClient, lease_name: str) -> Callable[[str], LeaderLease]:
+    return lambda holder: LeaderLease(client, holder, timing=FAST, name=lease_name)
+
+
+async def test_one_leads_and_the_next_leads_with_a_higher_epoch(leader: Callable[[str], LeaderLease]) -> None:
+    first, second = leader("first"), leader("second")
+    assert await first.acquire() == 1
+    waiting = asyncio.create_task(second.acquire())
+    holding = asyncio.create_task(first.hold())
+    done, _ = await asyncio.wait({waiting, holding}, timeout=2 * FAST.duration)
+    assert done == set(), "the holder renews, so nobody else leads"
+    holding.cancel()
+    await first.release()
+    assert await asyncio.wait_for(waiting, 10) == 2
+    await second.release()
+
+
+async def test_leader_that_stopped_renewing_is_followed(leader: Callable[[str], LeaderLease]) -> None:
+    assert await leader("crashed").acquire() == 1
+    assert await asyncio.wait_for(leader("next").acquire(), 10) == 2
+
+
+async def test_leader_that_was_followed_while_it_slept_ends(leader: Callable[[str], LeaderLease]) -> None:
+    slept = leader("slept")
+    await slept.acquire()
+    await leader("next").acquire()
+    with pytest.raises(LeadershipLost):
+        await asyncio.wait_for(slept.hold(), 10)
+
+
+async def test_of_many_that_want_to_lead_at_once_one_does(leader: Callable[[str], LeaderLease]) -> None:
+    candidates = [asyncio.create_task(leader(f"candidate-{n}").acquire()) for n in range(5)]
+    done, waiting = await asyncio.wait(candidates, timeout=FAST.duration / 2, return_when=asyncio.ALL_COMPLETED)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [task.result() for task in done] == [1]
+
+
+async def test_epoch_is_above_what_the_ledger_remembers(leader: Callable[[str], LeaderLease]) -> None:
+    assert await leader("one").acquire(above=41) == 42
+
+
+async def test_leader_without_an_api_server_ends_in_time(
+    tmp_path: pytest.TempPathFactory, client: ApiClient, lease_name: str
+) -> None:
+    leading = LeaderLease(client, "one", timing=FAST, name=lease_name)
+    await leading.acquire()
+    await client.close()
+    started = asyncio.get_running_loop().time()
+    with pytest.raises(LeadershipLost, match="could not be renewed"):
+        await asyncio.wait_for(leading.hold(), 10)
+    assert asyncio.get_running_loop().time() - started < FAST.duration
+    await client.open()
+
+
+def heartbeat(client: ApiClient, node: NodeName, node_id: str) -> NodeHeartbeat:
+    return NodeHeartbeat(client, node, NodeId(node_id), renew_every=0.1, duration=1.0)
+
+
+async def test_agent_takes_its_own_lease_again_at_once(client: ApiClient, node: NodeName) -> None:
+    await heartbeat(client, node, "id").claim()
+    await asyncio.wait_for(heartbeat(client, node, "id").claim(), 0.9)
+
+
+async def test_second_living_agent_of_a_name_is_refused(client: ApiClient, node: NodeName) -> None:
+    first = heartbeat(client, node, "first")
+    await first.claim()
+    beating = asyncio.create_task(first.run())
+    with pytest.raises(NodeNameTaken, match="first is alive under the node name"):
+        await heartbeat(client, node, "second").claim()
+    beating.cancel()
+
+
+async def test_name_of_a_dead_agent_is_taken_over_and_the_dead_one_notices(client: ApiClient, node: NodeName) -> None:
+    dead = heartbeat(client, node, "dead")
+    await dead.claim()
+    await asyncio.wait_for(heartbeat(client, node, "replacement").claim(), 10)
+    with pytest.raises(NodeNameTaken, match="replacement took over"):
+        await dead.beat()
+
+
+async def test_controller_sees_who_is_alive(client: ApiClient, node: NodeName) -> None:
+    now = 1000.0
+    changes = 0
+
+    def changed() -> None:
+        nonlocal changes
+        changes += 1
+
+    cache = NodeCache(client, changed, clock_seconds=lambda: now)
+    beat = heartbeat(client, node, "id")
+    await beat.claim()
+    await NodeReporter(client).report(node, NodeStatus(node_id="id", engine="containerd"))
+
+    def view() -> NodeView:
+        return next(view for view in cache.views() if view.node.name == node)
+
+    await cache.refresh()
+    assert cache.synced
+    assert view().alive
+    assert cache.name_of(NodeId("id")) == node
+    seen = changes
+    now += 41
+    assert not view().alive
+    await cache.refresh()
+    assert changes == seen + 1, "that a node is lost is told"
+    await beat.beat()
+    await cache.refresh()
+    assert view().alive
+
+
+async def test_report_never_touches_what_people_set(client: ApiClient, node: NodeName) -> None:
+    reporter = NodeReporter(client)
+    await reporter.report(node, NodeStatus(node_id="id"))
+    made = await client.get(paths.node(node), "reading the node")
+    assert made["metadata"]["labels"]["kubernetes.io/hostname"] == node
+    await client.merge_patch(
+        paths.node(node),
+        "cordoning",
+        {"spec": {"unschedulable": True}, "metadata": {"labels": {"zone": "a"}, "annotations": {"note": "b"}}},
+    )
+    await reporter.report(node, NodeStatus(node_id="id", runtimes=3))
+    await NodeReporter(client).report(node, NodeStatus(node_id="id", runtimes=4))
+    now = await client.get(paths.node(node), "reading the node")
+    assert now["spec"] == {"unschedulable": True}
+    assert now["metadata"]["labels"]["zone"] == "a"
+    assert now["metadata"]["annotations"] == {"note": "b"}
+    assert now["status"]["runtimes"] == 4
+
+
+async def test_same_report_is_no_write_and_a_deleted_node_comes_back(client: ApiClient, node: NodeName) -> None:
+    now = 1000.0
+    reporter = NodeReporter(client, clock_seconds=lambda: now)
+    status = NodeStatus(node_id="id", runtimes=1)
+    await reporter.report(node, status)
+    before = await client.get(paths.node(node), "reading the node")
+    await reporter.report(node, status)
+    assert await client.get(paths.node(node), "reading the node") == before
+    await client.delete(paths.node(node), "deleting the node", before["metadata"]["uid"])
+    now += 61
+    await reporter.report(node, status)
+    assert (await client.get(paths.node(node), "reading the node"))["status"]["nodeID"] == "id"
