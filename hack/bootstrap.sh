@@ -34,31 +34,17 @@ ensure_venv_module() {
   { apt-get -qq update && apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends python3-venv; } >&2
 }
 
-make_venv() {
-  local base=$1 venv=$2
-  say "==> installing the Python packages of requirements/dev.lock into $venv (once, about a minute, 500 MB)"
-  rm -rf "$venv"
-  ensure_venv_module "$base"
-  "$base" -m venv "$venv"
-  "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off --quiet \
-    --require-hashes --no-deps -r "$lock_file" >&2
-  touch "$venv/complete"
-}
-
 use_venv() {
   local base digest venv
   base=$(find_python)
   digest=$({ cat "$lock_file"; "$base" -VV; echo "$base"; } | sha256sum | cut -c1-12)
   venv=$cache/venv-$digest
-  mkdir -p "$cache"
   if [ ! -e "$venv/complete" ]; then
-    exec 9>"$venv.lock"
-    flock -n 9 || { say "==> waiting for another clone that installs the same Python packages"; flock 9; }
-    [ -e "$venv/complete" ] || make_venv "$base" "$venv"
-    exec 9>&-
+    ensure_venv_module "$base"
+    "$base" -m rig.venv "$venv" "$lock_file"
   fi
   python=$venv/bin/python
 }
 
-use_venv
 export PYTHONPATH=$checkout/hack:$checkout/controller
+use_venv
