@@ -35,6 +35,8 @@ class SnapshotKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Mount:
+    """One mount of a snapshot, as mount(8) would be told it."""
+
     type: str
     source: str
     target: str
@@ -43,6 +45,8 @@ class Mount:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
+    """A blob: what it is, its digest, its bytes."""
+
     media_type: str
     digest: str
     size: int
@@ -50,6 +54,8 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True)
 class ContainerRecord:
+    """What a task would be made from."""
+
     id: str
     labels: Mapping[str, str]
     image: str
@@ -62,6 +68,8 @@ class ContainerRecord:
 
 @dataclass(frozen=True, slots=True)
 class Process:
+    """The main process of a task."""
+
     id: str
     pid: int
     status: ProcessStatus
@@ -72,6 +80,8 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
+    """A snapshot; `parent` is the snapshot that it stands on."""
+
     key: str
     parent: str
     kind: SnapshotKind
@@ -80,6 +90,8 @@ class SnapshotInfo:
 
 @dataclass(frozen=True, slots=True)
 class Event:
+    """Something happened to a task."""
+
     topic: str
     container_id: str
 
