@@ -58,12 +58,12 @@ class EmbeddedPostgres:
 
     @property
     def socket_folder(self) -> Path:
-        """Under the state folder, or in a temporary place where that path is too long for a socket."""
+        """Under the state folder, or in /run (/tmp for a plain user) where that path is too long for a socket."""
         folder = self.state_dir / "postgres" / "socket"
         if len(str(folder / f".s.PGSQL.{_PORT}.lock")) <= _LONGEST_SOCKET_PATH:
             return folder
         name = hashlib.sha256(str(self.state_dir.resolve()).encode()).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"perdure-pg-{name}"
+        return Path("/run" if os.geteuid() == 0 else tempfile.gettempdir()) / f"perdure-pg-{name}"
 
     async def start(self) -> str:
         """Start the server, with a new database at first; returns `url` once it answers. Raises `LedgerUnavailable`."""
@@ -192,10 +192,10 @@ def _own_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if os.geteuid() == 0:
             shutil.chown(folder, SERVER_USER)
+        elif folder.lstat().st_uid != os.geteuid():
+            raise PermissionError(f"it belongs to user {folder.lstat().st_uid}")
     except (OSError, LookupError) as error:
-        raise LedgerUnavailable(
-            f"making the folder {folder} of the embedded PostgreSQL for the user {SERVER_USER}: {error}"
-        ) from error
+        raise LedgerUnavailable(f"making the folder {folder} of the embedded PostgreSQL: {error}") from error
 
 
 def _as_server_user() -> tuple[str, ...]:
