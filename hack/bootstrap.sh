@@ -31,7 +31,7 @@ ensure_venv_module() {
   fi
   say "==> installing Debian package python3-venv"
   export DEBIAN_FRONTEND=noninteractive
-  { apt-get -qq update && apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends python3-venv; } >&2
+  { apt-get -qq update && apt-get -qq -y -o DPkg::Lock::Timeout=300 install --no-install-recommends python3-venv; } >/dev/null
 }
 
 use_venv() {
