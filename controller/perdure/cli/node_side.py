@@ -33,8 +33,9 @@ from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.network.none import LoopbackSandbox
 from perdure.reconcile.census import Census, NodeDescription, Post
-from perdure.reconcile.executor import Executor, Hands, Place
+from perdure.reconcile.executor import Executor
 from perdure.reconcile.guards import Guards
+from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer

@@ -1,0 +1,171 @@
+"""Steps that make, fill, archive and remove workspaces: everything that data can be lost by is in this file.
+
+The order inside each is what makes it safe to be killed anywhere: journal first, then the effect, and what destroys
+checks every ground again, against the journal and the store, right before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import structlog
+
+from perdure.api.conditions import Reason
+from perdure.api.names import RuntimeRef
+from perdure.plan.steps import AdoptSnapshot, Ground, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
+from perdure.plan.world import ArchiveFacts, Op, Record, Workspace
+from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place, workspace_of
+from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, PortError
+
+log = structlog.get_logger(__name__)
+
+
+class DataSteps:
+    """One per executor."""
+
+    def __init__(self, hands: Hands, place: Place) -> None:
+        self._hands = hands
+        self._place = place
+        self._verified_here: set[int] = set()
+        """Archives that this very process wrote and verified; others are verified again before data is removed."""
+
+    async def prepare(self, step: PrepareWorkspace, ref: RuntimeRef) -> None:
+        """Journal, then snapshot, then journal that it is there: the label and the record never disagree for long, and
+        a snapshot without a record carries all that a record needs."""
+        record = self._hands.record(ref)
+        workspace = Workspace(
+            key=step.key,
+            n=step.n,
+            image=step.image.name,
+            image_digest=step.image.digest,
+            chain_id=step.image.chain_id,
+            gate=step.gate,
+        )
+        planned = replace(record, newest_n=max(record.newest_n, step.n), workspace=workspace)
+        await self._hands.journal.commit(put=planned)
+        await self._hands.engine.prepare_workspace(ref, workspace)
+        await self._hands.journal.commit(put=replace(planned, workspace=replace(workspace, prepared=True)))
+
+    async def adopt(self, step: AdoptSnapshot, ref: RuntimeRef) -> None:
+        snapshot = step.snapshot
+        workspace = Workspace(
+            key=snapshot.key,
+            n=snapshot.n,
+            image=snapshot.image,
+            image_digest=snapshot.image_digest,
+            chain_id=snapshot.chain_id,
+            prepared=True,
+            gate=step.gate,
+            # Nobody remembers whether a task ran on it: it is treated as holding data.
+            ever_started=step.gate is None,
+        )
+        record = self._hands.record(ref)
+        await self._hands.journal.commit(
+            put=replace(record, newest_n=max(record.newest_n, snapshot.n), workspace=workspace)
+        )
+        log.info("snapshot_adopted", runtime=str(ref), uid=ref.uid, snapshot=snapshot.key)
+
+    async def restore(self, step: RestoreWorkspace, ref: RuntimeRef) -> None:
+        """The gate's label goes first and its record last: a crash between them restores again, and starts nothing."""
+        layer = await self._hands.engine.layer(step.key)
+        clock = asyncio.get_running_loop()
+        began = clock.time()
+        try:
+            await self._hands.archives.restore(step.archive, layer)
+        except ArchiveCorrupt as error:
+            await self._hands.ledger.quarantine(step.archive.sequence, str(error))
+            raise
+        self._hands.probe.archived("restore", step.archive.bytes, clock.time() - began)
+        await self._hands.engine.open_gate(step.key)
+        record = self._hands.record(ref)
+        workspace = workspace_of(record)
+        name = step.archive.object_name or str(step.archive.sequence)
+        await self._hands.journal.commit(
+            put=replace(record, workspace=replace(workspace, gate=None, restored_from=name))
+        )
+        log.info("restored", runtime=str(ref), uid=ref.uid, archive=step.archive.sequence)
+
+    async def archive(self, ref: RuntimeRef) -> None:
+        record = self._hands.record(ref)
+        workspace, operation = workspace_of(record), record.operation
+        if operation is None:
+            raise PortError(f"no operation is open to archive {workspace.key} under", reason=Reason.INTERNAL_ERROR)
+        async with self._hands.leases.kept(ref.uid) as lease:
+            layer = await self._hands.engine.layer(workspace.key)
+            sequence = await self._hands.ledger.begin_archive(operation.id, ref, workspace, self._place.node_id, lease)
+            request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
+            began = asyncio.get_running_loop().time()
+            facts = await self._hands.archives.export(request, layer)
+            self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
+            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            await self._hands.ledger.finish_archive(facts, lease)
+        self._verified_here.add(facts.sequence)
+        record = self._hands.record(ref)
+        await self._hands.journal.commit(put=replace(record, workspace=replace(workspace_of(record), archived=facts)))
+        log.info("archived", runtime=str(ref), uid=ref.uid, archive=facts.sequence, bytes=facts.bytes)
+
+    async def remove_workspace(self, step: RemoveWorkspace, ref: RuntimeRef) -> None:
+        """The one place where a snapshot goes: every ground is checked again here, against the journal and the store."""
+        record = self._hands.record(ref)
+        await self._check_ground(step, record)
+        await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+        await self._hands.engine.remove_workspace(step.key)
+        log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
+
+    async def _check_ground(self, step: RemoveWorkspace, record: Record) -> None:
+        workspace, operation = record.workspace, record.operation
+        if operation is None:
+            raise _no_ground(step, "no operation is open")
+        own = workspace is not None and workspace.key == step.key
+        match step.ground:
+            case Ground.PURGE:
+                if operation.op is not Op.PURGE:
+                    raise _no_ground(step, f"the open operation is {operation.op}")
+            case Ground.NEVER_STARTED:
+                if not own or workspace is None or workspace.ever_started:
+                    raise _no_ground(step, "a task ran on it, or nobody knows")
+            case Ground.ARCHIVED:
+                archived = workspace.archived if own and workspace is not None else None
+                if archived is None or archived.snapshot_key != step.key:
+                    raise _no_ground(step, "no archive of it is on record")
+                await self._verify(archived)
+
+    async def _verify(self, archive: ArchiveFacts) -> None:
+        if archive.sequence in self._verified_here:
+            return
+        await self._hands.archives.verify(archive)
+        self._verified_here.add(archive.sequence)
+
+    async def purge_archives(self, ref: RuntimeRef) -> None:
+        """Delete what is here, leave what is elsewhere to its node, and prove by listing that nothing is left here."""
+        archives = self._hands.archives
+        kept = {facts.sequence for facts in await self._hands.ledger.archives(ref.identity, None) if facts.retain}
+        for facts in await self._hands.ledger.purgeable(ref.identity):
+            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            await self._hands.ledger.mark_purging(facts.sequence, lease)
+            if facts.node_id in (None, self._place.node_id):
+                await archives.delete(facts)
+                await self._hands.ledger.mark_purged(facts.sequence)
+        left = set(await archives.list(self._place.installation, ref)) - kept
+        if left:
+            raise PortError(
+                f"purging the archives of {ref}: {sorted(left)} are still in the store and not in the catalogue; "
+                "look at them, and remove them by hand if they are not wanted",
+                reason=Reason.PURGE_FAILED,
+                blocks_data=True,
+            )
+        elsewhere = await self._hands.ledger.purgeable(ref.identity)
+        if elsewhere:
+            raise PortError(
+                f"purging the archives of {ref}: {len(elsewhere)} are on other nodes, whose agents delete them",
+                reason=Reason.PURGE_FAILED,
+            )
+
+
+def _no_ground(step: RemoveWorkspace, why: str) -> PortError:
+    return PortError(
+        f"snapshot {step.key} is not removed on the ground {step.ground.value}: {why}",
+        reason=Reason.INTERNAL_ERROR,
+        blocks_data=True,
+    )

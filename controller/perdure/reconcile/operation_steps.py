@@ -1,0 +1,91 @@
+"""Operations as rows: the intent before the first effect, the end after the last one was observed.
+
+A row goes into the node journal, and from there to the ledger; of an operation that ends in a destructive step it is
+committed in the ledger itself first, under the operation's lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from perdure.api.names import RuntimeRef
+from perdure.plan.operations import operation_id
+from perdure.plan.steps import Begin, Finish
+from perdure.plan.world import OpenOperation, Terminating, Wanted, World
+from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.ports import OperationFinished, OperationStarted
+
+log = structlog.get_logger(__name__)
+
+
+class OperationSteps:
+    """`now`: seconds since the epoch."""
+
+    def __init__(self, hands: Hands, place: Place, now: Callable[[], float]) -> None:
+        self._hands = hands
+        self._place = place
+        self._now = now
+
+    async def begin(self, step: Begin, world: World) -> None:
+        ref = world.ref
+        record = self._hands.record(ref, world.record)
+        n = record.operations + 1
+        operation = OpenOperation(operation_id(ref.uid, n), step.op, step.source, self._now(), step.before)
+        image = record.workspace.image if record.workspace else _image_of(world)
+        row = OperationStarted(operation.id, ref, step.op, step.source, operation.started_at, step.before, image)
+        begun = replace(record, operations=n, operation=operation)
+        if step.durable:
+            await self._hands.outbox.flush()
+            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            await self._hands.ledger.begin(row, self._place.node_name, lease)
+            await self._hands.journal.commit(put=begun)
+        else:
+            await self._hands.journal.commit(put=begun, rows=(row,))
+            self._hands.outbox.poke()
+        log.info("operation_started", runtime=str(ref), uid=ref.uid, op=step.op.value, source=step.source.value)
+
+    async def finish(self, step: Finish, ref: RuntimeRef) -> None:
+        record = self._hands.record(ref)
+        operation = record.operation
+        if operation is None:
+            return
+        workspace = record.workspace
+        row = OperationFinished(
+            id=operation.id,
+            ref=ref,
+            at=self._now(),
+            outcome=step.outcome,
+            after=step.after,
+            message=step.message,
+            snapshot_key=workspace.key if workspace else None,
+            image=workspace.image if workspace else "",
+        )
+        closed = replace(record, operation=None, phase=step.after, released=record.released or step.release)
+        if step.release:
+            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            await self._hands.ledger.finish(row, self._place.node_name, lease, release=True)
+            await self._hands.journal.commit(put=closed)
+            await self._hands.leases.release(ref.uid)
+        else:
+            await self._hands.journal.commit(put=closed, rows=(row,))
+            self._hands.outbox.poke()
+        log.info(
+            "operation_finished",
+            runtime=str(ref),
+            uid=ref.uid,
+            op=operation.op.value,
+            outcome=step.outcome.value,
+            phase=step.after.value,
+            message=step.message,
+        )
+
+
+def _image_of(world: World) -> str:
+    match world.desired:
+        case Wanted(runtime) | Terminating(runtime):
+            return runtime.spec.image
+        case _:
+            return ""

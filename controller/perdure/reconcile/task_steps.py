@@ -1,0 +1,121 @@
+"""Steps on containers and their main processes. What the engine would forget is journalled before it may."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+
+import structlog
+
+from perdure.api.conditions import Reason
+from perdure.api.names import RuntimeRef
+from perdure.plan.certainty import Present
+from perdure.plan.steps import ReapTask, StartTask, StopTask
+from perdure.plan.world import Exit, ImageFacts, World
+from perdure.reconcile.environment import resolve
+from perdure.reconcile.hands import Hands, live, workspace_of
+from perdure.reconcile.ports import ContainerPlan, EngineRefused, PortError, SourceError
+
+KILL_WAIT_SECONDS = 10.0
+"""How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
+
+log = structlog.get_logger(__name__)
+
+
+class TaskSteps:
+    """`now`: seconds since the epoch. `concurrent_starts` bounds how many tasks are started at once: more would only
+    make each of them slower."""
+
+    def __init__(self, hands: Hands, now: Callable[[], float], concurrent_starts: int) -> None:
+        self._hands = hands
+        self._now = now
+        self._starts = asyncio.Semaphore(concurrent_starts)
+
+    async def create_container(self, world: World, image: ImageFacts, mark: str) -> None:
+        runtime = live(world)
+        record = self._hands.record(world.ref)
+        env, namespace, sandbox = await asyncio.gather(
+            resolve(runtime, self._hands.cluster),
+            self._hands.cluster.namespace(world.ref.namespace),
+            self._hands.sandbox.observe(world.ref),
+        )
+        if not isinstance(sandbox, Present):
+            raise PortError(f"the network namespace of {world.ref} is not there", reason=Reason.NETWORK_FAILED)
+        if namespace.uid != world.ref.namespace_uid:
+            raise SourceError(
+                f"namespace {world.ref.namespace} was created anew since {world.ref} was bound",
+                reason=Reason.NAMESPACE_UNREADABLE,
+            )
+        await self._hands.engine.create_container(
+            ContainerPlan(
+                ref=world.ref,
+                id=world.ref.container_id,
+                key=workspace_of(record).key,
+                image=image,
+                spec=runtime.spec,
+                spec_hash=mark,
+                env=env,
+                netns=sandbox.it.netns,
+                restricted=namespace.enforce == "restricted",
+            )
+        )
+
+    async def start(self, step: StartTask, world: World) -> None:
+        """That a task was started is journalled before it is: from then on the layer counts as holding data, and an
+        archive of it as out of date."""
+        ref = world.ref
+        if step.refresh is not None:
+            await self.create_container(world, step.refresh, step.spec_hash)
+        record = self._hands.record(ref)
+        workspace = workspace_of(record)
+        if not workspace.ever_started or workspace.archived is not None:
+            record = replace(record, workspace=replace(workspace, ever_started=True, archived=None))
+            await self._hands.journal.commit(put=record)
+        async with self._starts:
+            await self._hands.engine.start_task(step.container, step.key)
+        await self._hands.journal.commit(
+            put=replace(record, running=True, started_at=self._now(), stopped_at=None, next_start_at=None, halted=None)
+        )
+
+    async def stop(self, step: StopTask, ref: RuntimeRef) -> None:
+        engine = self._hands.engine
+        if step.preflight is not None:
+            await self._hands.archives.preflight(await engine.usage(step.preflight))
+        await engine.signal_task(step.container, step.signal)
+        if await engine.wait_task(step.container, step.grace_seconds):
+            return
+        log.info("stop_grace_over", runtime=str(ref), uid=ref.uid, grace_seconds=step.grace_seconds)
+        await engine.signal_task(step.container, "SIGKILL")
+        if not await engine.wait_task(step.container, KILL_WAIT_SECONDS):
+            raise EngineRefused(
+                f"the main process of {ref} is still there {KILL_WAIT_SECONDS:.0f} s after SIGKILL: it hangs in the kernel "
+                "(a dead disk or network file system). It is tried again",
+                reason=Reason.STOP_TIMED_OUT,
+            )
+
+    async def reap(self, step: ReapTask, ref: RuntimeRef) -> None:
+        """How it ended is journalled before the engine forgets it."""
+        record = self._hands.record(ref)
+        ended_at = step.exit.at if step.exit is not None else self._now()
+        await self._hands.journal.commit(
+            put=replace(
+                record,
+                running=False,
+                stopped_at=ended_at,
+                last_exit=step.exit or Exit(None, ended_at),
+                failures_in_row=step.failures_in_row,
+                next_start_at=step.next_start_at,
+                halted=step.halted,
+                restarts=step.restarts,
+            )
+        )
+        await self._hands.engine.delete_task(step.container)
+        log.info(
+            "main_process_ended",
+            runtime=str(ref),
+            uid=ref.uid,
+            code=step.exit.code if step.exit else None,
+            oom=step.exit.oom if step.exit else False,
+            restarts=step.restarts,
+        )
