@@ -203,15 +203,13 @@ class FakeCluster:
 
     # ------------------------------------------------------------------------------------------ writing
 
-    async def write_status(self, runtime: Runtime, status: RuntimeStatus, *, strict: bool = False) -> Runtime:
+    async def write_status(self, runtime: Runtime, status: RuntimeStatus) -> Runtime:
         what = f"writing the status of {runtime.key}"
         known = runtime
         if _dated(known.status, status, "") == known.status:
             return runtime
         self._call("write_status", "before", what)
         known = self._same(runtime, what)
-        if strict and known.resource_version != runtime.resource_version:
-            raise StatusConflict(f"{what}: it changed since it was read")
         dated = _dated(known.status, status, self.state.now())
         written = known if dated == known.status else self.state.change(known, status=dated)
         self._call("write_status", "after", what)

@@ -35,12 +35,6 @@ class ClusterSource:
     kubeconfig: Path | None = None
     context: str | None = None
 
-    @classmethod
-    def from_environment(cls, context: str | None = None) -> ClusterSource:
-        """`KUBECONFIG` if it is set; a list of files, as kubectl allows, is taken as it is."""
-        text = os.environ.get("KUBECONFIG")
-        return cls(Path(text) if text else None, context)
-
 
 class Access:
     """An address and credentials. Tokens that are rotated on disk are read again when they are asked for."""
@@ -75,7 +69,8 @@ class Access:
 async def load_access(source: ClusterSource) -> Access:
     """Read the configuration. Raises `NoCluster`."""
     configuration = Configuration()
-    path = source.kubeconfig or Path.home() / ".kube" / "config"
+    chosen = source.kubeconfig or os.environ.get("KUBECONFIG")
+    path = chosen or Path.home() / ".kube" / "config"
     files = [Path(part) for part in str(path).split(os.pathsep)]
     try:
         if any(file.exists() for file in files):
@@ -85,7 +80,7 @@ async def load_access(source: ClusterSource) -> Access:
                 client_configuration=configuration,
                 persist_config=False,
             )
-        elif source.kubeconfig is None and os.environ.get(SERVICE_HOST):
+        elif not chosen and os.environ.get(SERVICE_HOST):
             kube_config.load_incluster_config(client_configuration=configuration)
         else:
             raise NoCluster(f"no kubeconfig at {path} and not in a Pod; set KUBECONFIG, or give --kubeconfig")

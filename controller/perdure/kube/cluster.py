@@ -91,8 +91,8 @@ class KubeCluster:
     async def list_uids(self, kind: Kind) -> Mapping[Uid, Runtime]:
         return await self._objects.list_uids(kind)
 
-    async def write_status(self, runtime: Runtime, status: RuntimeStatus, *, strict: bool = False) -> Runtime:
-        return await self._objects.write_status(runtime, status, strict=strict)
+    async def write_status(self, runtime: Runtime, status: RuntimeStatus) -> Runtime:
+        return await self._objects.write_status(runtime, status)
 
     async def emit(self, runtime: Runtime, *, reason: str, message: str, warning: bool) -> None:
         await self._events.emit(runtime, reason=reason, message=message, warning=warning)

@@ -60,11 +60,11 @@ class RuntimeObjects:
                 found[runtime.uid] = runtime
         return found
 
-    async def write_status(self, runtime: Runtime, status: RuntimeStatus, *, strict: bool = False) -> Runtime:
+    async def write_status(self, runtime: Runtime, status: RuntimeStatus) -> Runtime:
         """Make the status what it should be, with one patch, or with none if it is so already.
 
-        With a newer version in between, the same life is read again and patched again; `strict` forbids that, for
-        transitions that were decided on exactly the version that was seen. Raises `StatusConflict`, `ApiUnavailable`.
+        With a newer version in between, the same life is read again and patched again: nobody else writes its status.
+        Raises `StatusConflict` if that life is over, `ApiUnavailable`.
         """
         what = f"writing the status of {runtime.key}"
         path = paths.status(paths.runtime(runtime.kind, runtime.namespace, runtime.name))
@@ -81,8 +81,6 @@ class RuntimeObjects:
                     raise StatusConflict(f"{what}: it is gone") from refused
                 if refused.code != 409:
                     raise ApiUnavailable(str(refused)) from refused
-                if strict:
-                    raise StatusConflict(f"{what}: it changed since it was read") from refused
                 runtime = await self.read_same(runtime, what)
             else:
                 self._count_patch(200)
