@@ -315,6 +315,8 @@ async def test_an_archive_counts_once_it_is_verified(rig: Rig) -> None:
     sequence = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
     assert await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease) == sequence
     assert (await known(ledger, ref())).latest is None
+    assert (await known(ledger, ref())).quarantined == facts.sequence
+    assert (await known(ledger, ref(name="other"))).quarantined is None
     assert await ledger.archives(ref().identity, None) == ()
     facts = archive(ref(), sequence)
     await ledger.finish_archive(facts, lease)

@@ -126,6 +126,15 @@ class LedgerTables:
     def latest(self, identity: Identity) -> ArchiveFacts | None:
         return next((entry.facts for entry in reversed(self.verified(identity)) if not entry.facts.empty), None)
 
+    def quarantined(self, identity: Identity) -> int | None:
+        """The newest of the identity."""
+        bad = (
+            number
+            for number, entry in self.archives.items()
+            if entry.state == "quarantined" and entry.ref.identity == identity
+        )
+        return max(bad, default=None)
+
     def named(self, namespace_uid: NamespaceUid, restore: Restore) -> ArchiveFacts | None:
         if restore.policy is not RestorePolicy.ARCHIVE or not restore.archive:
             return None
@@ -183,6 +192,7 @@ class FakeAgentLedger(_Fake):
                 data_seen=this.snapshot_key,
                 released=this.released,
                 latest=self.tables.latest(ref.identity),
+                quarantined=self.tables.quarantined(ref.identity),
                 named=self.tables.named(ref.namespace_uid, restore),
                 unarchived=tuple(
                     other.ref.uid

@@ -62,6 +62,7 @@ class PostgresAgentLedger:
                 data_seen=row["snapshot_key"],
                 released=row["released"],
                 latest=catalogue.archive_facts(row["latest"]) if row["latest"] else None,
+                quarantined=row["quarantined"],
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,
                 unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
                 purgeable=tuple(row["purgeable"]),

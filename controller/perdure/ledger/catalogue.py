@@ -106,6 +106,9 @@ NAMED = """
 
 FACTS = sql.SQL(f"""
 SELECT this.snapshot_key, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named,
+       (SELECT max(bad.sequence) FROM archives AS bad
+         WHERE bad.installation = %(installation)s AND bad.namespace_uid = %(namespace_uid)s
+           AND bad.kind = %(kind)s AND bad.name = %(name)s AND bad.state = 'quarantined') AS quarantined,
        ARRAY(SELECT other.uid FROM runtimes AS other
               WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
                 AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s

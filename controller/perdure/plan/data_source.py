@@ -12,6 +12,7 @@ from perdure.api.conditions import Reason
 from perdure.api.phases import Phase
 from perdure.api.runtime import RestorePolicy, Runtime
 from perdure.plan.certainty import Certain, Present
+from perdure.plan.view import archive_name
 from perdure.plan.world import ArchiveFacts, LedgerFacts
 
 
@@ -82,7 +83,24 @@ def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
                     "yet; it is waited for. restore.policy: None starts without it",
                     Phase.PENDING,
                 )
+            if facts.quarantined is not None and (facts.latest is None or facts.quarantined > facts.latest.sequence):
+                return _only_older(runtime, facts.quarantined, facts.latest)
             return _if_here(runtime, facts.latest) if facts.latest is not None else Fresh()
+
+
+def _only_older(runtime: Runtime, bad: int, latest: ArchiveFacts | None) -> Undecided:
+    """Falling back to an older generation loses what was written since: that is a person's decision."""
+    older = (
+        f"restore.policy: Archive with restore.archive: {archive_name(latest)}, the next older one; or "
+        if latest
+        else ""
+    )
+    return Undecided(
+        Reason.ARCHIVE_CORRUPT,
+        f"archive {bad}, the newest of {runtime.kind} {runtime.name}, is corrupt and was put aside. To go on set {older}"
+        "restore.policy: None to start on fresh data",
+        Phase.BLOCKED,
+    )
 
 
 def _if_here(runtime: Runtime, archive: ArchiveFacts) -> Choice:

@@ -101,7 +101,7 @@ def _force_release(scene: Scene) -> Plan | None:
     removing = remove_container_and_sandbox(scene)
     if removing:
         return scene.under(Op.CLEANUP, Source.KUBECTL, *removing)
-    done = closing(record, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
+    done = closing(record, {Op.CLEANUP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
     return Plan(steps=(done,) if done else ())
 
 

@@ -4,6 +4,7 @@ observed. The planner calls these; the rows end in the ledger."""
 from __future__ import annotations
 
 import uuid
+from collections.abc import Set
 
 from perdure.api.names import OperationId, Uid
 from perdure.api.phases import Phase
@@ -47,8 +48,10 @@ def opening(record: Record, op: Op, source: Source) -> Begin | Finish | None:
     return Finish(Outcome.SUPERSEDED, TRANSIENT_PHASE[op], f"{op} was wanted before {current.op} was done")
 
 
-def closing(record: Record, after: Phase, message: str = "", *, release: bool = False) -> Finish | None:
-    """The end of the open operation, if there is one."""
+def closing(record: Record, reached: Set[Op], after: Phase, message: str = "") -> Finish | None:
+    """The end of the open operation, if there is one. `reached`: the operations whose end this is; any other one was
+    given up on the way."""
     if record.operation is None:
         return None
-    return Finish(Outcome.SUCCESS, after, message, release)
+    outcome = Outcome.SUCCESS if record.operation.op in reached else Outcome.SUPERSEDED
+    return Finish(outcome, after, message)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Present, Unknown
-from perdure.plan.operations import closing
+from perdure.plan.operations import TOWARDS_RUNNING, closing
 from perdure.plan.restart import judge
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.spec_hash import reads_sources, same_process
@@ -25,7 +25,6 @@ from perdure.plan.view import stamp
 from perdure.plan.world import (
     Exit,
     Op,
-    Record,
     Source,
     TaskState,
     Workspace,
@@ -42,8 +41,20 @@ def process_ended(scene: Scene) -> Plan | None:
     lost = task is None and record.running
     if not ended and not lost:
         return None
-    if _stopped_by_wish(record):
+    if _stopped_by_wish(scene):
         return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
+    if task is not None and task.exit is not None and task.exit == record.last_exit and not record.running:
+        # This end is in the journal already; only the engine was not told to forget it. It counts once.
+        op = Op.STOP if record.halted is not None else Op.RESTART
+        again = ReapTask(
+            scene.world.ref.container_id,
+            task.exit,
+            record.failures_in_row,
+            record.next_start_at,
+            record.halted,
+            record.restarts,
+        )
+        return scene.under(op, Source.NODE_EVENT, again)
     exit_ = task.exit if task is not None and task.exit is not None else Exit(None, scene.now)
     verdict = judge(record, exit_, scene.runtime.spec.restart_policy, scene.mark)
     op = Op.STOP if verdict.halted is not None else Op.RESTART
@@ -58,13 +69,23 @@ def process_ended(scene: Scene) -> Plan | None:
     return scene.under(op, Source.NODE_EVENT, reap)
 
 
-def _stopped_by_wish(record: Record) -> bool:
-    """Whether the end was ours: the policy has no say then."""
-    operation = record.operation
-    return operation is not None and operation.source is Source.KUBECTL and operation.op in _STOPPING_BY_WISH
+def _stopped_by_wish(scene: Scene) -> bool:
+    """Whether the end was ours: the policy has no say then. A restart by wish stops only what is not wanted any more;
+    what it started is wanted, and its ends count."""
+    operation = scene.record.operation
+    if operation is None or operation.source is not Source.KUBECTL:
+        return False
+    return operation.op in (Op.STOP, Op.CLEANUP) or (operation.op is Op.RESTART and not _runs_what_is_wanted(scene))
 
 
-_STOPPING_BY_WISH = frozenset({Op.STOP, Op.CLEANUP, Op.RESTART})
+def _runs_what_is_wanted(scene: Scene) -> bool:
+    container, workspace = scene.world.observed.container, scene.workspace
+    return (
+        isinstance(container, Present)
+        and workspace is not None
+        and container.it.snapshot_key == workspace.key
+        and same_process(container.it.spec_hash, scene.mark)
+    )
 
 
 def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
@@ -76,7 +97,7 @@ def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
     exit_ = scene.record.last_exit
     message = f"the main process ended with exit code {exit_.code}" if exit_ else ""
     scene.draft.set(ConditionType.READY, Truth.FALSE, halted.reason, message)
-    return scene.rest(closing(scene.record, Phase.STOPPED, message), Phase.STOPPED)
+    return scene.rest(closing(scene.record, {Op.STOP}, Phase.STOPPED, message), Phase.STOPPED)
 
 
 def container_fits(scene: Scene) -> Plan | None:
@@ -86,8 +107,7 @@ def container_fits(scene: Scene) -> Plan | None:
         return None
     alive = scene.task is not None and scene.task.state is TaskState.RUNNING
     if isinstance(container, Present):
-        fits = container.it.snapshot_key == workspace.key and same_process(container.it.spec_hash, scene.mark)
-        if fits and (alive or container.it.spec_hash == scene.mark):
+        if _runs_what_is_wanted(scene) and (alive or container.it.spec_hash == scene.mark):
             if container.it.spec_hash != scene.mark:
                 message = "the new limits count from the next start"
                 scene.draft.set(ConditionType.RESOURCES_APPLIED, Truth.FALSE, Reason.PENDING_RESTART, message)
@@ -169,4 +189,4 @@ def healthy(scene: Scene) -> Plan:
     else:
         scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
     wake_at = ready_at if scene.now < ready_at else None
-    return scene.rest(closing(record, Phase.RUNNING), Phase.RUNNING, wake_at=wake_at)
+    return scene.rest(closing(record, TOWARDS_RUNNING, Phase.RUNNING), Phase.RUNNING, wake_at=wake_at)

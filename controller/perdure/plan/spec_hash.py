@@ -14,7 +14,20 @@ from perdure.api.runtime import RuntimeSpec
 
 
 def _digest(value: object, length: int) -> str:
-    return hashlib.sha256(msgspec.json.encode(value, order="deterministic")).hexdigest()[:length]
+    return hashlib.sha256(msgspec.json.encode(_said(value), order="deterministic")).hexdigest()[:length]
+
+
+def _said(value: object) -> object:
+    """What differs from the defaults, so that a field that a later version adds leaves every mark as it is.
+
+    By equality: msgspec's own `omit_defaults` goes by identity, which depends on the decoder that made a string.
+    """
+    if isinstance(value, msgspec.Struct):
+        values = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+        return {field.encode_name: _said(found) for field, found in values if found != field.default}
+    if isinstance(value, tuple):
+        return [_said(item) for item in value]
+    return value
 
 
 def spec_mark(spec: RuntimeSpec) -> str:

@@ -57,7 +57,7 @@ def _at_rest(scene: Scene, op: Op) -> Plan:
     if scene.record.operation is None and scene.record.phase is not phase:
         begun = opening(scene.record, op, Source.KUBECTL)
         return Plan(steps=(begun,) if begun else (), status=scene.draft.build(phase))
-    return scene.rest(closing(scene.record, phase), phase)
+    return scene.rest(closing(scene.record, {op}, phase), phase)
 
 
 def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:

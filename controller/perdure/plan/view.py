@@ -75,7 +75,7 @@ class StatusDraft:
             node_name=self.runtime.node_name,
             node_id=self.runtime.node_id,
             container_id=self.world.ref.container_id if isinstance(self.world.observed.container, Present) else None,
-            snapshot_key=workspace.key if workspace else None,
+            snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image_digest=workspace.image_digest if workspace else None,
             started_at=stamp(record.started_at),
             stopped_at=None if record.running else stamp(record.stopped_at),

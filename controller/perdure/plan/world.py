@@ -120,6 +120,8 @@ class LedgerFacts:
     released: bool = False
     latest: ArchiveFacts | None = None
     """What `restore.policy: Latest` means: the newest verified, non-empty archive of the identity."""
+    quarantined: int | None = None
+    """Sequence of the newest archive of the identity that turned out to be bad."""
     named: ArchiveFacts | None = None
     """The archive that `restore.archive` names, in this namespace."""
     unarchived: tuple[Uid, ...] = ()
