@@ -7,8 +7,10 @@ anything, can be told from a change of what is run, which does.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import msgspec
+import msgspec.structs
 
 from perdure.api.runtime import RuntimeSpec
 
@@ -23,11 +25,16 @@ def _said(value: object) -> object:
     By equality: msgspec's own `omit_defaults` goes by identity, which depends on the decoder that made a string.
     """
     if isinstance(value, msgspec.Struct):
-        values = ((field, getattr(value, field.name)) for field in msgspec.structs.fields(value))
+        values = ((field, getattr(value, field.name)) for field in _fields(type(value)))
         return {field.encode_name: _said(found) for field, found in values if found != field.default}
     if isinstance(value, tuple):
         return [_said(item) for item in value]
     return value
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    return msgspec.structs.fields(kind)
 
 
 def spec_mark(spec: RuntimeSpec) -> str:
