@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
     parser.add_argument("--n", type=_count, help=f"single operations (default {start.DEFAULT_N})")
     parser.add_argument("--quick", action="store_true", help=f"only to see that it works: {start.QUICK_N} and less")
-    parser.add_argument("--profile", action="store_true", help="show where the time of a start goes, instead")
+    parser.add_argument("--profile", action="store_true", help="show where the time goes, step by step, instead")
     parser.add_argument("--dir", type=Path, help="new or empty folder for the environment, removed afterwards")
     return parser
 

@@ -120,6 +120,10 @@ class Cluster:
             raise BenchmarkError(f"{name} is not {what} after {EVENT_SECONDS:.0f} s: {newest}") from error
         return found
 
+    def history(self, name: str) -> list[Seen]:
+        """All that was seen of a runtime so far; grows until it is forgotten."""
+        return self._history.setdefault(name, [])
+
     def forget(self, name: str) -> None:
         """Drop what was seen of a runtime that is gone."""
         self._history.pop(name, None)

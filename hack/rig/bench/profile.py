@@ -1,121 +1,170 @@
-"""Where the milliseconds of one start go, step by step, from what the processes log at DEBUG.
+"""Where the milliseconds go, step by step, in a start, a restart after a crash, a resume and a purge.
 
-``hack/bench start --profile`` puts the user's own times (POST, watch events) and the agent's lines on one axis; what
-stands between two of them is waiting, looking and planning. The reading of lines is pure.
+``hack/bench start --profile`` puts what its user saw (answers, watch events, the first line of output) and what the
+processes log at DEBUG on one axis; what stands between two of them is waiting, looking and planning. The reading of
+lines and the rendering are pure.
 """
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from perdure.api.names import LABEL_NODE_ID
+from rig.bench.cluster import Seen
 from rig.bench.results import Row, columns, percentile
 from rig.bench.stage import Stage, Subject
 from rig.progress import say
 
+ALWAYS_NEW = frozenset({"resourceVersion", "managedFields", "generation"})
+"""Fields of metadata that change with every write and tell nothing."""
+CHAPTERS = ("start", "kill -9", "stop", "resume", "purge")
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Something that happened in one start: from where to where, in seconds after the POST was sent."""
+    """Something that happened: from where to where, in seconds after the chapter began."""
 
     name: str
     begin: float
     end: float
 
 
-def log_spans(lines: Iterable[str], sent: dict[str, float]) -> dict[str, list[Span]]:
-    """Spans by uid from a process's JSON log: steps with their duration, other lines as instants.
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One chapter of one life, in seconds since the epoch."""
 
-    ``sent`` has when the POST of each uid was sent (seconds since the epoch); lines about other uids are left out. The
-    same name again within one start gets a number.
+    uid: str
+    begin: float
+    end: float
+
+
+@dataclass(slots=True)
+class Told:
+    """What was seen of one chapter of many lives."""
+
+    windows: list[Window] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    """By the user; those from the log are added at the end."""
+
+
+def log_spans(lines: Iterable[str], windows: Sequence[Window]) -> list[Span]:
+    """Spans of these windows from a process's JSON log: steps with their duration, other lines as instants.
+
+    The same name again within one window gets a number.
     """
-    found: dict[str, list[Span]] = defaultdict(list)
+    by_uid: dict[str, list[Window]] = defaultdict(list)
+    for window in windows:
+        by_uid[window.uid].append(window)
+    found: dict[Window, list[Span]] = defaultdict(list)
     for line in lines:
-        if not line.startswith("{"):
-            continue
-        entry = json.loads(line)
-        zero = sent.get(entry.get("uid", ""))
-        if zero is None:
-            continue
-        end = datetime.fromisoformat(entry["timestamp"]).timestamp() - zero
-        name = f"step {entry['step']}" if entry["event"] == "step_done" else f"log {entry['event']}"
-        spans = found[entry["uid"]]
-        again = sum(span.name.partition(" #")[0] == name for span in spans)
-        spans.append(Span(f"{name} #{again + 1}" if again else name, end - float(entry.get("seconds", 0.0)), end))
-    return found
+        entry = json.loads(line) if line.startswith("{") else {}
+        for window in by_uid.get(entry.get("uid", ""), ()):
+            at = datetime.fromisoformat(entry["timestamp"]).timestamp()
+            if window.begin <= at < window.end:
+                name = f"step {entry['step']}" if entry["event"] == "step_done" else f"log {entry['event']}"
+                end = at - window.begin
+                begin = end - float(entry.get("seconds", 0.0))
+                found[window].append(Span(_numbered(name, found[window]), begin, end))
+    return [span for spans in found.values() for span in spans]
 
 
-def profile_rows(starts: Sequence[Sequence[Span]]) -> list[Row]:
-    """Median begin and duration of every name, in the order of their beginning."""
-    by_name: dict[str, list[Span]] = defaultdict(list)
-    for spans in starts:
-        for span in spans:
-            by_name[span.name].append(span)
-    rows = [
-        Row(
-            name=name,
-            unit="ms",
-            ours=percentile([span.end - span.begin for span in spans], 50) * 1000,
-            n=len(spans),
-            notes=f"begins {percentile([span.begin for span in spans], 50) * 1000:.1f} ms after the POST was sent",
-        )
-        for name, spans in by_name.items()
-    ]
-    begins = {name: percentile([span.begin for span in spans], 50) for name, spans in by_name.items()}
-    return sorted(rows, key=lambda row: (begins[row.name], row.name))
+def _numbered(name: str, before: Sequence[Span]) -> str:
+    again = sum(span.name.partition(" #")[0] == name for span in before)
+    return f"{name} #{again + 1}" if again else name
 
 
-def render_profile(starts: Sequence[Sequence[Span]]) -> str:
-    """The profile as a table: what, begin p50, duration p50 and p95, how often."""
-    by_name: dict[str, list[Span]] = defaultdict(list)
-    for spans in starts:
-        for span in spans:
-            by_name[span.name].append(span)
-    lines: list[tuple[str, ...]] = [("", "begins ms", "takes p50", "takes p95", "n")]
-    for row in profile_rows(starts):
-        spans_of = by_name[row.name]
-        takes = [span.end - span.begin for span in spans_of]
-        begin = percentile([span.begin for span in spans_of], 50)
-        cells = (begin, percentile(takes, 50), percentile(takes, 95))
-        lines.append((row.name, *(f"{cell * 1000:.1f}" for cell in cells), str(len(spans_of))))
+def profile_rows(chapter: str, spans: Iterable[Span]) -> list[Row]:
+    """Median duration of every name, in the order of their median beginning, which stands in the notes."""
+    rows = []
+    for name, same in _in_order(spans):
+        takes, begins = [span.end - span.begin for span in same], [span.begin for span in same]
+        note = f"begins {percentile(begins, 50) * 1000:.1f} ms after the chapter"
+        rows.append(Row(f"{chapter}: {name}", "ms", percentile(takes, 50) * 1000, len(same), notes=note))
+    return rows
+
+
+def render_profile(chapters: Mapping[str, Sequence[Span]]) -> str:
+    """A table for each chapter: what, when it begins (p50), how long it takes (p50, p95), how often."""
+    lines: list[tuple[str, ...]] = []
+    for chapter, spans in chapters.items():
+        lines.append((f"--- {chapter}", "begins ms", "takes p50", "takes p95", "n"))
+        for name, same in _in_order(spans):
+            takes, begins = [span.end - span.begin for span in same], [span.begin for span in same]
+            cells = (percentile(begins, 50), percentile(takes, 50), percentile(takes, 95))
+            lines.append((name, *(f"{cell * 1000:.1f}" for cell in cells), str(len(same))))
     return "\n".join(columns(lines)) + "\n"
 
 
-async def profile(stage: Stage, n: int) -> list[list[Span]]:
-    """``n`` starts, one at a time; Perdure must run with its log at DEBUG."""
-    sent: dict[str, float] = {}
-    by_user: dict[str, list[Span]] = {}
+def _in_order(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
+    by_name: dict[str, list[Span]] = defaultdict(list)
+    for span in spans:
+        by_name[span.name].append(span)
+    return sorted(by_name.items(), key=lambda item: (percentile([span.begin for span in item[1]], 50), item[0]))
+
+
+async def profile(stage: Stage, n: int) -> dict[str, list[Span]]:
+    """``n`` lives, one at a time; Perdure must run with its log at DEBUG."""
+    told = {chapter: Told() for chapter in CHAPTERS}
     for i in range(n):
         if i % max(1, n // 10) == 0:
-            say(f"    starts: {i} of {n}")
-        epoch = time.time() - time.perf_counter()
-        subject = await Subject.create(stage)
-        ready = await subject.ready(subject.began)
-        bound = await stage.cluster.seen(
-            subject.name,
-            lambda seen: LABEL_NODE_ID in seen.object["metadata"].get("labels", {}),
-            "bound",
-            since=subject.began,
-        )
-        line = await subject.spoke()
-        sent[subject.uid] = subject.began + epoch
-        instants = {"user: binding seen": bound.at, "user: Ready seen": ready, "user: first line": line}
-        spans = [Span("user: POST", 0.0, subject.posted - subject.began)]
-        spans += [Span(name, 0.0, at - subject.began) for name, at in instants.items()]
-        by_user[subject.uid] = spans
-        # What follows is about the end of this life: it must not be taken for its start.
-        logged = _read_logs(stage, {subject.uid: sent[subject.uid]})
-        by_user[subject.uid] += logged.get(subject.uid, [])
-        await subject.delete()
-    return list(by_user.values())
-
-
-def _read_logs(stage: Stage, sent: dict[str, float]) -> dict[str, list[Span]]:
-    found: dict[str, list[Span]] = defaultdict(list)
+            say(f"    lives: {i} of {n}")
+        await _live_once(stage, told)
     for daemon in stage.processes:
-        for uid, spans in log_spans(daemon.log.read_text(errors="replace").splitlines(), sent).items():
-            found[uid] += spans
-    return found
+        lines = daemon.log.read_text(errors="replace").splitlines()
+        for chapter in told.values():
+            chapter.spans += log_spans(lines, chapter.windows)
+    return {chapter: seen.spans for chapter, seen in told.items()}
+
+
+async def _live_once(stage: Stage, told: Mapping[str, Told]) -> None:
+    subject = await Subject.create(stage)
+    lines = {"start": 1, "kill -9": 2, "resume": 3}
+    for chapter in CHAPTERS:
+        # What is told of one chapter ends where the next begins, so that what follows its goal is in it, too.
+        began = subject.began if chapter == "start" else time.perf_counter()
+        spans = told[chapter].spans
+        match chapter:
+            case "start":
+                spans.append(Span("user: POST", 0.0, subject.posted - began))
+                await subject.ready(began)
+            case "kill -9":
+                subject.kill()
+                await subject.ready(began, restarts=1)
+            case "stop" | "resume":
+                await stage.cluster.patch(subject.name, desiredState="Stopped" if chapter == "stop" else "Running")
+                spans.append(Span("user: PATCH", 0.0, time.perf_counter() - began))
+                await (subject.phase("Stopped", began) if chapter == "stop" else subject.ready(began))
+            case _:
+                history = stage.cluster.history(subject.name)
+                await subject.delete()
+                spans += _events(history, began)
+        if chapter in lines:
+            at = await subject.spoke(lines[chapter]) - began
+            spans.append(Span("user: first line", at, at))
+        spans += _events(stage.cluster.history(subject.name), began)
+        epoch = time.time() - time.perf_counter()
+        told[chapter].windows.append(Window(subject.uid, began + epoch, time.time()))
+
+
+def _events(history: Sequence[Seen], began: float) -> list[Span]:
+    spans: list[Span] = []
+    for before, seen in zip([None, *history], history, strict=False):
+        if seen.at >= began:
+            name = _numbered(f"watch: {_change(before, seen)}", spans)
+            spans.append(Span(name, seen.at - began, seen.at - began))
+    return spans
+
+
+def _change(before: Seen | None, seen: Seen) -> str:
+    """What an event told that the one before it had not: who wrote what is seen in it."""
+    if before is None or seen.type != "MODIFIED":
+        return seen.type.lower()
+    changed = [
+        f"{part}.{key}"
+        for part in ("metadata", "spec", "status")
+        for key in sorted({**before.object.get(part, {}), **seen.object.get(part, {})})
+        if before.object.get(part, {}).get(key) != seen.object.get(part, {}).get(key) and key not in ALWAYS_NEW
+    ]
+    return ", ".join(changed)

@@ -35,8 +35,9 @@ async def run(directory: Path | None, n: int, *, quick: bool) -> tuple[list[Row]
 
 
 async def run_profile(directory: Path | None, n: int) -> tuple[list[Row], str]:
-    """Where the time of a start goes, and its table."""
+    """Where the time goes in a life, and its table."""
     async with open_stage(directory) as stage:
         await stage.start_perdure("standalone", log_level="debug")
-        spans = await profile(stage, n)
-    return profile_rows(spans), render_profile(spans)
+        chapters = await profile(stage, n)
+    rows = [row for chapter, spans in chapters.items() for row in profile_rows(chapter, spans)]
+    return rows, render_profile(chapters)
