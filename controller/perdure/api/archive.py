@@ -30,7 +30,6 @@ class ArchiveStatus(Struct, frozen=True, kw_only=True):
     entries: int = 0
     uncompressed_bytes: int = 0
     image: str = ""
-    created_at: str = ""
 
 
 def object_name(kind: Kind, name: str, sequence: int) -> str:

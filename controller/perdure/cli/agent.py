@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uvloop
+
 from perdure.api.names import Uid
 from perdure.cli import node_side
 from perdure.cli.ledgers import open_database
@@ -36,7 +38,7 @@ async def _main(process: Process, settings: AgentSettings) -> None:
     neighbours = node_side.Neighbours(client, ledger, _nobody_near)
     side = await node_side.build(process, settings.common, settings.node, neighbours)
     watches = runtime_watches(side, node_selector(identity))
-    process.spawn("intake", Intake(client, source, "agent", watches).run())
+    process.spawn("intake", Intake(client, source, "agent", watches, uvloop.new_event_loop).run())
 
 
 def _nobody_near(_uid: Uid) -> None:

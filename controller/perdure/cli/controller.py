@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 import socket
 
+import uvloop
+
 from perdure.api.names import InstallationId
 from perdure.cli import controller_side
 from perdure.cli.ledgers import migrate_patiently, open_database
@@ -59,7 +61,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     seats = controller_side.Seats(client, ledger, host, _only)
     side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
     watches = (*runtime_watches(side), node_watch(side.nodes), archive_watch(side.retained.put_nowait))
-    process.spawn("intake", Intake(client, source, "controller", watches).run())
+    process.spawn("intake", Intake(client, source, "controller", watches, uvloop.new_event_loop).run())
 
 
 def _only(cache: RuntimeCache) -> Objects:

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 
 import structlog
+import uvloop
 
 from perdure.api.names import Uid
 from perdure.api.runtime import Runtime
@@ -65,7 +66,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
         node_watch(halves.controller.nodes),
         archive_watch(halves.controller.retained.put_nowait),
     )
-    process.spawn("intake", Intake(client, source, "standalone", watches).run())
+    process.spawn("intake", Intake(client, source, "standalone", watches, uvloop.new_event_loop).run())
 
 
 async def _database_url(process: Process, settings: StandaloneSettings) -> str:
