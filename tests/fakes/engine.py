@@ -82,6 +82,8 @@ class FakeMachine:
     """Why the engine cannot be observed, while it cannot."""
     on_remove: Callable[[FakeSnapshot], None] | None = None
     """Called before a snapshot goes: the place where a test asks for the grounds."""
+    on_start: Callable[[FakeSnapshot], None] | None = None
+    """Called before a main process starts: the place where a test looks at what it will find."""
     disk: Path | None = None
     """Where layers are real folders, for those who look at them."""
     now: Callable[[], float] = time.time
@@ -118,6 +120,8 @@ class FakeMachine:
         snapshot = self.snapshots[plan.key]
         self._count += 1
         started = TaskFacts(TaskState.RUNNING, 1000 + self._count)
+        if self.on_start is not None:
+            self.on_start(snapshot)
         self.starts.append(Start(plan.ref, plan.key, frozenset(snapshot.files)))
         self.tasks[plan.id] = FakeTask(started, plan.key, deaf="trap '' TERM" in text)
         self._write(snapshot)
@@ -131,6 +135,10 @@ class FakeMachine:
         self.changed = asyncio.Event()
         for queue in self._events:
             queue.put_nowait(EngineEvent(uid, topic))
+
+    def hang_up(self) -> None:
+        """Whoever listened is gone."""
+        self._events.clear()
 
     def subscribe(self) -> asyncio.Queue[EngineEvent]:
         queue: asyncio.Queue[EngineEvent] = asyncio.Queue()

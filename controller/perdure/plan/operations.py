@@ -33,9 +33,9 @@ TRANSIENT_PHASE = {
 _NAMESPACE = uuid.UUID("6f0f3a52-6a1c-5f3f-9d0a-5f6c2f6d7a11")
 
 
-def operation_id(uid: Uid, n: int) -> OperationId:
+def operation_id(uid: Uid, numbered_from: float, n: int) -> OperationId:
     """The id of the `n`-th operation (from 1) of one life: the same after a crash, so a row sent twice is one row."""
-    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/{n}")))
+    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/{numbered_from!r}/{n}")))
 
 
 def opening(record: Record, op: Op, source: Source) -> Begin | Finish | None:
@@ -44,7 +44,7 @@ def opening(record: Record, op: Op, source: Source) -> Begin | Finish | None:
     if current is None:
         return Begin(op, source, op in DURABLE, record.phase)
     if current.op is op or (op in TOWARDS_RUNNING and current.op in TOWARDS_RUNNING):
-        return None
+        return None if current.committed else Begin(current.op, current.source, True, current.before)
     return Finish(Outcome.SUPERSEDED, TRANSIENT_PHASE[op], f"{op} was wanted before {current.op} was done")
 
 

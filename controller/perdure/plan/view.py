@@ -15,7 +15,7 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, LastExit, Runtime, RuntimeStatus
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.operations import operation_id
-from perdure.plan.world import ArchiveFacts, Exit, TaskState, World
+from perdure.plan.world import ArchiveFacts, Exit, Record, TaskState, World
 
 
 def stamp(at: float | None) -> str | None:
@@ -83,7 +83,7 @@ class StatusDraft:
             last_exit=last_exit(record.last_exit),
             restored_from=workspace.restored_from if workspace else None,
             last_archive=archive_name(archived) if archived else None,
-            last_operation=operation_id(record.ref.uid, record.operations) if record.operations else None,
+            last_operation=_last_operation(record),
         )
 
     def _fill(self) -> None:
@@ -111,6 +111,10 @@ class StatusDraft:
     def _default(self, type_: ConditionType, truth: Truth, reason: Reason, message: str = "") -> None:
         if type_ not in self._conditions:
             self.set(type_, truth, reason, message)
+
+
+def _last_operation(record: Record) -> str | None:
+    return operation_id(record.ref.uid, record.numbered_from, record.operations) if record.operations else None
 
 
 def is_running(world: World) -> bool:

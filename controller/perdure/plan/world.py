@@ -162,13 +162,15 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class OpenOperation:
-    """The one operation that is under way; its intent row is committed."""
+    """The one operation that is under way."""
 
     id: OperationId
     op: Op
     source: Source
     started_at: float
     before: Phase | None = None
+    committed: bool = True
+    """Its intent row is where it has to be. False: journalled, and not known to be in the ledger yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,8 @@ class Record:
     workspace: Workspace | None = None
     operations: int = 0
     """How many were begun: the next one's id is made from it."""
+    numbered_from: float = 0.0
+    """When the first of them began: ids stay apart from those that were given before the journal was lost."""
     operation: OpenOperation | None = None
     phase: Phase | None = None
     """After the last finished operation."""

@@ -14,7 +14,7 @@ import structlog
 from perdure.api.names import RuntimeRef
 from perdure.plan.operations import operation_id
 from perdure.plan.steps import Begin, Finish
-from perdure.plan.world import OpenOperation, Terminating, Wanted, World
+from perdure.plan.world import OpenOperation, Record, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
 from perdure.reconcile.ports import OperationFinished, OperationStarted
 
@@ -32,18 +32,24 @@ class OperationSteps:
     async def begin(self, step: Begin, world: World) -> None:
         ref = world.ref
         record = self._hands.record(ref, world.record)
-        n = record.operations + 1
-        operation = OpenOperation(operation_id(ref.uid, n), step.op, step.source, self._now(), step.before)
-        image = record.workspace.image if record.workspace else _image_of(world)
-        row = OperationStarted(operation.id, ref, step.op, step.source, operation.started_at, step.before, image)
-        begun = replace(record, operations=n, operation=operation)
+        operation = record.operation
+        if operation is None:
+            n = record.operations + 1
+            since = record.numbered_from if record.operations else self._now()
+            id_ = operation_id(ref.uid, since, n)
+            operation = OpenOperation(id_, step.op, step.source, self._now(), step.before, committed=not step.durable)
+            record = replace(record, operations=n, numbered_from=since, operation=operation)
+        row = _intent(record, operation, _image_of(record, world))
         if step.durable:
+            # The id is used up before the ledger hears of it: a crash in between can neither leave an intent that
+            # nobody knows nor lend its id to another operation.
+            await self._hands.journal.commit(put=record)
             await self._hands.outbox.flush()
             lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
             await self._hands.ledger.begin(row, self._place.node_name, lease)
-            await self._hands.journal.commit(put=begun)
+            await self._hands.journal.commit(put=replace(record, operation=replace(operation, committed=True)))
         else:
-            await self._hands.journal.commit(put=begun, rows=(row,))
+            await self._hands.journal.commit(put=record, rows=(row,))
             self._hands.outbox.poke()
         log.info("operation_started", runtime=str(ref), uid=ref.uid, op=step.op.value, source=step.source.value)
 
@@ -60,7 +66,7 @@ class OperationSteps:
             outcome=step.outcome,
             after=step.after,
             message=step.message,
-            snapshot_key=workspace.key if workspace else None,
+            snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=workspace.image if workspace else "",
         )
         closed = replace(record, operation=None, phase=step.after, released=record.released or step.release)
@@ -70,7 +76,8 @@ class OperationSteps:
             await self._hands.journal.commit(put=closed)
             await self._hands.leases.release(ref.uid)
         else:
-            await self._hands.journal.commit(put=closed, rows=(row,))
+            intent = () if operation.committed else (_intent(record, operation, row.image),)
+            await self._hands.journal.commit(put=closed, rows=(*intent, row))
             self._hands.outbox.poke()
         log.info(
             "operation_finished",
@@ -83,7 +90,15 @@ class OperationSteps:
         )
 
 
-def _image_of(world: World) -> str:
+def _intent(record: Record, operation: OpenOperation, image: str) -> OperationStarted:
+    return OperationStarted(
+        operation.id, record.ref, operation.op, operation.source, operation.started_at, operation.before, image
+    )
+
+
+def _image_of(record: Record, world: World) -> str:
+    if record.workspace is not None:
+        return record.workspace.image
     match world.desired:
         case Wanted(runtime) | Terminating(runtime):
             return runtime.spec.image

@@ -1,0 +1,133 @@
+"""The promises about data, as checks over what survived: asked at each effect that matters, and at the end of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tests.crash.plant import Call, Survivors
+from tests.fakes.engine import FakeSnapshot
+
+from perdure.api.names import Identity, Uid
+from perdure.plan.operations import DURABLE
+from perdure.plan.world import Op, TaskState
+
+MIN_LEASE_SECONDS = 10.0
+
+
+class Broken(AssertionError):
+    """A promise was broken; the message says which."""
+
+
+class Promises:
+    """Watches one case. `purged`: identities whose data a person wants gone."""
+
+    def __init__(self, survivors: Survivors) -> None:
+        self._survivors = survivors
+        self.broken: list[str] = []
+        survivors.watch = self._on_call
+        survivors.machine.on_remove = self._on_remove
+        survivors.machine.on_start = self._on_start
+
+    # ------------------------------------------------------------------------------------------ at effects
+
+    def _on_call(self, call: Call) -> None:
+        if call.name == "archives.delete" and call.when == "before" and Op.PURGE not in self._open_intents().values():
+            self._break("P2: an archive is deleted without the committed intent of a purge")
+
+    def _on_remove(self, snapshot: FakeSnapshot) -> None:
+        uid, key = snapshot.ref.uid, snapshot.facts.key
+        op, lease = self._open_intents().get(uid), self._survivors.tables.leases.get(uid)
+        if op not in DURABLE:
+            self._break(f"P2: {key} is removed, and no intent to do so is committed")
+        if lease is None or not lease.token or lease.expires_at < self._survivors.clock() + MIN_LEASE_SECONDS:
+            self._break(f"P2: {key} is removed without a lease")
+        if op is Op.PURGE:
+            return
+        own = {name: text for name, text in snapshot.files.items() if name in self._written(uid)}
+        if own and not any(held == snapshot.files for held in self._archived(snapshot).values()):
+            self._break(f"P2: {key} is removed, and no verified archive holds what is in it")
+
+    def _on_start(self, snapshot: FakeSnapshot) -> None:
+        uid, key = snapshot.ref.uid, snapshot.facts.key
+        missing = self._written(uid).keys() - snapshot.files.keys()
+        if missing:
+            self._break(f"P3: a task starts on {key} without {len(missing)} files that this life wrote")
+        if snapshot.facts.gate is not None:
+            self._break(f"P3: a task starts on {key} behind a shut gate")
+        restored = self._restored(snapshot)
+        if restored is not None and restored.keys() - snapshot.files.keys():
+            self._break(f"P3: a task starts on {key} without what was preserved for it")
+        machine = self._survivors.machine
+        if any(task.key == key and task.facts.state is TaskState.RUNNING for task in machine.tasks.values()):
+            self._break(f"two tasks are on {key}")
+
+    def _restored(self, snapshot: FakeSnapshot) -> Mapping[str, str] | None:
+        """What a first start must find: the newest archive of the identity that is older than this life."""
+        runtime = next((r for r in self._survivors.cluster.runtimes.values() if r.uid == snapshot.ref.uid), None)
+        if runtime is None or runtime.spec.restore.policy == "None":
+            return None
+        tables = self._survivors.tables
+        if runtime.spec.restore.policy == "Archive":
+            held = [e for e in tables.archives.values() if e.facts.object_name == runtime.spec.restore.archive]
+        else:
+            held = [e for e in tables.verified(snapshot.ref.identity) if e.facts.uid != snapshot.ref.uid]
+        return self._survivors.store.archives[held[-1].facts.sequence].files if held else None
+
+    # ------------------------------------------------------------------------------------------ at the end
+
+    def check_end(self, purged: frozenset[Identity], lost: frozenset[Uid]) -> None:
+        """Every file is somewhere, every intent has its end. `lost`: lives whose files a person gave up."""
+        survivors = self._survivors
+        for uid, files in survivors.machine.written.items():
+            identity = self._identity(uid)
+            if identity in purged or uid in lost:
+                continue
+            kept: set[str] = set()
+            for snapshot in survivors.machine.snapshots.values():
+                kept |= snapshot.files.keys()
+            for sequence, entry in survivors.tables.archives.items():
+                stored = survivors.store.archives.get(sequence)
+                if entry.state == "verified" and stored is not None and stored.complete:
+                    kept |= stored.files.keys()
+            missing = files.keys() - kept
+            if missing:
+                self._break(f"P1: {len(missing)} of {len(files)} files of {uid} are nowhere")
+        for entry in survivors.tables.operations.values():
+            if entry.started_at is None or entry.finished_at is None:
+                self._break(f"P4: operation {entry.op} of {entry.ref} has no {'end' if entry.started_at else 'start'}")
+        if survivors.disk.unsent:
+            self._break("P7: rows did not reach the ledger")
+        self.raise_broken()
+
+    def raise_broken(self) -> None:
+        if self.broken:
+            raise Broken("\n".join(self.broken))
+
+    # ------------------------------------------------------------------------------------------ inside
+
+    def _break(self, message: str) -> None:
+        self.broken.append(message)
+
+    def _open_intents(self) -> dict[Uid, Op | None]:
+        return {
+            entry.ref.uid: entry.op
+            for entry in self._survivors.tables.operations.values()
+            if entry.started_at is not None and entry.finished_at is None
+        }
+
+    def _written(self, uid: Uid) -> Mapping[str, str]:
+        return self._survivors.machine.written.get(uid, {})
+
+    def _archived(self, snapshot: FakeSnapshot) -> dict[int, Mapping[str, str]]:
+        held = {}
+        for sequence, entry in self._survivors.tables.archives.items():
+            stored = self._survivors.store.archives.get(sequence)
+            if entry.state == "verified" and entry.facts.snapshot_key == snapshot.facts.key and stored is not None:
+                held[sequence] = stored.files if stored.complete else {}
+        return held
+
+    def _identity(self, uid: Uid) -> Identity | None:
+        tables = self._survivors.tables
+        if uid in tables.runtimes:
+            return tables.runtimes[uid].ref.identity
+        return next((s.ref.identity for s in self._survivors.machine.snapshots.values() if s.ref.uid == uid), None)
