@@ -72,15 +72,10 @@ async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_a
     survivors = Survivors(loop.time, kill_at=kill_at, fail_at=fail_at)
     promises = Promises(survivors)
     teller = _Teller(survivors)
-    for n, stage in enumerate(story.stages):
-        await teller.play(stage, f"{story.name}, stage {n}")
-        promises.raise_broken()
-    before = len(survivors.calls)
-    await teller.wait(QUIET_SECONDS)
-    writes = [call for call in survivors.calls[before:] if call.name not in READS]
-    if writes:
-        raise Broken(f"P5: at rest, these calls were still made: {[call.name for call in writes]}")
-    await teller.end()
+    try:
+        await _play(story, survivors, teller, promises)
+    finally:
+        await teller.end()
     if survivors.defects:
         raise Broken("a handler crashed:\n" + survivors.defects[0])
     identities: frozenset[Identity] = frozenset()
@@ -91,6 +86,18 @@ async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_a
     lost: frozenset[Uid] = frozenset(survivors.machine.written) if story.given_up else frozenset()
     promises.check_end(identities, lost)
     return End(survivors.calls, summary(survivors))
+
+
+async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: Promises) -> None:
+    for n, stage in enumerate(story.stages):
+        await teller.play(stage, f"{story.name}, stage {n}")
+        promises.raise_broken()
+    await teller.settle()
+    before = len(survivors.calls)
+    await teller.wait(QUIET_SECONDS)
+    writes = [call for call in survivors.calls[before:] if call.name not in READS]
+    if writes:
+        raise Broken(f"P5: at rest, these calls were still made: {[call.name for call in writes]}")
 
 
 class _Teller:
@@ -118,6 +125,14 @@ class _Teller:
             if survivors.clock() > deadline:
                 raise DoesNotConverge(f"{where}: the goal is not reached; {summary(survivors)}; {_told(survivors)}")
         survivors.interfere = None
+
+    async def settle(self) -> None:
+        """Until nothing is due any more: then whatever is still written is written for nothing."""
+        deadline = self._survivors.clock() + PATIENCE_SECONDS
+        while self._process.busy() or self._process.waits():
+            await self.wait(LOOK_SECONDS)
+            if self._survivors.clock() > deadline:
+                raise DoesNotConverge(f"something is tried for ever; {_told(self._survivors)}")
 
     async def wait(self, seconds: float) -> None:
         """Let time pass; replace the process when it is killed."""
@@ -163,8 +178,10 @@ def summary(survivors: Survivors) -> dict[str, Any]:
     machine = survivors.machine
     return {
         "objects": [
-            (r.name, order.get(r.uid), r.terminating, r.status.phase, r.status.restarts, r.finalizers)
-            + tuple((c.type, c.status, c.reason) for c in r.status.conditions)
+            (
+                (r.name, order.get(r.uid), r.terminating, r.status.phase, r.status.restarts, r.finalizers),
+                [(c.type, c.status, c.reason) for c in r.status.conditions],
+            )
             for r in survivors.cluster.runtimes.values()
         ],
         "archives listed": sorted(facts.object_name for facts in survivors.cluster.archives.values()),

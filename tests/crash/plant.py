@@ -29,8 +29,8 @@ from perdure.plan.binding import Candidate
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
-from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.guards import Guards
+from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
@@ -52,11 +52,12 @@ NODE_NAME = NodeName("node")
 IMAGES = {"example/image:1": "one", "example/image:1b": "one", "example/image:2": "two"}
 AMOUNTS = NodeAmounts(cpu="8", memory="8Gi")
 READS = frozenset(
-    f"{call}"
-    for call in (
-        "ledger.identity ledger.facts ledger.read ledger.unpublished ledger.purged ledger.purging ledger.purgeable "
-        "ledger.archives archives.preflight archives.verify archives.list engine.usage engine.layer engine.wait_task"
-    ).split()
+    {
+        *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
+        *("ledger.purging", "ledger.purgeable", "ledger.archives"),
+        *("archives.preflight", "archives.verify", "archives.list"),
+        *("engine.usage", "engine.layer", "engine.wait_task"),
+    }
 )
 """Calls that change nothing: killed there is killed after the call before."""
 PUBLISH_SECONDS = 30.0
@@ -243,6 +244,10 @@ class Agency:
         """Whether anything is being done right now."""
         queues = (self.queue, self.bindings)
         return any(len(queue) or queue._in_flight for queue in queues) or bool(self.journal.unsent())
+
+    def waits(self) -> bool:
+        """Whether something is to be looked at again at a certain time."""
+        return bool(self.queue._due or self.bindings._due)
 
     async def resync(self) -> None:
         """What a full list does: everything is looked at, and absence is counted."""

@@ -92,9 +92,9 @@ class Promises:
             missing = files.keys() - kept
             if missing:
                 self._break(f"P1: {len(missing)} of {len(files)} files of {uid} are nowhere")
-        for entry in survivors.tables.operations.values():
-            if entry.started_at is None or entry.finished_at is None:
-                self._break(f"P4: operation {entry.op} of {entry.ref} has no {'end' if entry.started_at else 'start'}")
+        for row in survivors.tables.operations.values():
+            if row.started_at is None or row.finished_at is None:
+                self._break(f"P4: operation {row.op} of {row.ref} has no {'end' if row.started_at else 'start'}")
         if survivors.disk.unsent:
             self._break("P7: rows did not reach the ledger")
         self.raise_broken()
@@ -119,7 +119,7 @@ class Promises:
         return self._survivors.machine.written.get(uid, {})
 
     def _archived(self, snapshot: FakeSnapshot) -> dict[int, Mapping[str, str]]:
-        held = {}
+        held: dict[int, Mapping[str, str]] = {}
         for sequence, entry in self._survivors.tables.archives.items():
             stored = self._survivors.store.archives.get(sequence)
             if entry.state == "verified" and entry.facts.snapshot_key == snapshot.facts.key and stored is not None:

@@ -191,6 +191,7 @@ class FakeAgentLedger(_Fake):
             LedgerFacts(
                 data_seen=this.snapshot_key,
                 released=this.released,
+                force_released=this.force_release_reason is not None,
                 latest=self.tables.latest(ref.identity),
                 quarantined=self.tables.quarantined(ref.identity),
                 named=self.tables.named(ref.namespace_uid, restore),

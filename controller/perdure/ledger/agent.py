@@ -61,6 +61,7 @@ class PostgresAgentLedger:
             LedgerFacts(
                 data_seen=row["snapshot_key"],
                 released=row["released"],
+                force_released=row["force_released"],
                 latest=catalogue.archive_facts(row["latest"]) if row["latest"] else None,
                 quarantined=row["quarantined"],
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,

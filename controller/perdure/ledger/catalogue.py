@@ -105,7 +105,8 @@ NAMED = """
 """
 
 FACTS = sql.SQL(f"""
-SELECT this.snapshot_key, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named,
+SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
+       this.force_released_at IS NOT NULL AS force_released, {LATEST} AS latest, {NAMED} AS named,
        (SELECT max(bad.sequence) FROM archives AS bad
          WHERE bad.installation = %(installation)s AND bad.namespace_uid = %(namespace_uid)s
            AND bad.kind = %(kind)s AND bad.name = %(name)s AND bad.state = 'quarantined') AS quarantined,

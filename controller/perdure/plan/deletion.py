@@ -91,7 +91,8 @@ def _deletion_is_journalled(scene: Scene) -> Plan | None:
 def _force_release(scene: Scene) -> Plan | None:
     """A person gave the object up: its container goes, its data stays pinned, the controller lets the object go."""
     record = scene.record
-    if scene.runtime.force_release is not None and not record.force_released:
+    given_up = scene.runtime.force_release is not None or _given_up_in_the_ledger(scene)
+    if given_up and not record.force_released:
         return scene.do(Note(replace(record, force_released=True), "a person released the object by force"))
     if not record.force_released:
         return None
@@ -101,8 +102,16 @@ def _force_release(scene: Scene) -> Plan | None:
     removing = remove_container_and_sandbox(scene)
     if removing:
         return scene.under(Op.CLEANUP, Source.KUBECTL, *removing)
+    if record.operation is None and record.phase is not Phase.REMOVED:
+        return scene.under(Op.CLEANUP, Source.KUBECTL)
     done = closing(record, {Op.CLEANUP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
     return Plan(steps=(done,) if done else ())
+
+
+def _given_up_in_the_ledger(scene: Scene) -> bool:
+    """The object went before its annotation was seen here; the controller wrote it down first."""
+    ledger = scene.world.observed.ledger
+    return isinstance(ledger, Present) and ledger.it.force_released
 
 
 def _released(scene: Scene) -> Plan | None:

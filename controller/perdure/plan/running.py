@@ -7,7 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Present, Unknown
-from perdure.plan.operations import TOWARDS_RUNNING, closing
+from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
 from perdure.plan.restart import judge
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.spec_hash import reads_sources, same_process
@@ -70,12 +70,11 @@ def process_ended(scene: Scene) -> Plan | None:
 
 
 def _stopped_by_wish(scene: Scene) -> bool:
-    """Whether the end was ours: the policy has no say then. A restart by wish stops only what is not wanted any more;
-    what it started is wanted, and its ends count."""
+    """Whether the policy has no say: a person stopped it, or what ended is not what is wanted any more."""
     operation = scene.record.operation
-    if operation is None or operation.source is not Source.KUBECTL:
-        return False
-    return operation.op in (Op.STOP, Op.CLEANUP) or (operation.op is Op.RESTART and not _runs_what_is_wanted(scene))
+    if operation is not None and operation.source is Source.KUBECTL and operation.op in (Op.STOP, Op.CLEANUP):
+        return True
+    return isinstance(scene.world.observed.container, Present) and not _runs_what_is_wanted(scene)
 
 
 def _runs_what_is_wanted(scene: Scene) -> bool:
@@ -183,6 +182,10 @@ def healthy(scene: Scene) -> Plan:
             record, running=True, workspace=touched, started_at=started_at, stopped_at=None, next_start_at=None
         )
         return scene.do(Note(seen, "a task runs"), phase=Phase.RUNNING)
+    if record.operation is None and record.phase is not Phase.RUNNING:
+        # A start that was taken for failed came about after all: the history says so, too.
+        first = opening(record, *_way_up(scene))
+        return scene.do(*((first,) if first is not None else ()), phase=Phase.RUNNING)
     ready_at = (record.started_at or scene.now) + scene.runtime.spec.min_ready_seconds
     if scene.now < ready_at:
         scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY, "")

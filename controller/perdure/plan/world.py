@@ -118,6 +118,8 @@ class LedgerFacts:
     data_seen: SnapshotKey | None = None
     """A snapshot that this uid is known to have had."""
     released: bool = False
+    force_released: bool = False
+    """A person gave the object up: what is here of it is an orphan."""
     latest: ArchiveFacts | None = None
     """What `restore.policy: Latest` means: the newest verified, non-empty archive of the identity."""
     quarantined: int | None = None

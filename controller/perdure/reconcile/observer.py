@@ -143,7 +143,7 @@ class Observer:
                 due = not record.released and (undecided or _purging(record, runtime))
                 restore = runtime.spec.restore
             case _:
-                due = not record.released and (undecided or _purging(record, None))
+                due = not record.released and not record.force_released
                 restore = Restore()
         return await self._eyes.ledger.facts(ref, restore) if due else NOT_ASKED
 
