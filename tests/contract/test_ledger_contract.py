@@ -315,8 +315,6 @@ async def test_an_archive_counts_once_it_is_verified(rig: Rig) -> None:
     sequence = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
     assert await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease) == sequence
     assert (await known(ledger, ref())).latest is None
-    assert (await known(ledger, ref())).quarantined == facts.sequence
-    assert (await known(ledger, ref(name="other"))).quarantined is None
     assert await ledger.archives(ref().identity, None) == ()
     facts = archive(ref(), sequence)
     await ledger.finish_archive(facts, lease)
@@ -416,6 +414,8 @@ async def test_a_quarantined_archive_is_not_restored(rig: Rig) -> None:
     facts = await archived(ledger, ref(), lease, "1")
     await ledger.quarantine(facts.sequence, "the hash is wrong")
     assert (await known(ledger, ref())).latest is None
+    assert (await known(ledger, ref())).quarantined == facts.sequence
+    assert (await known(ledger, ref(name="other"))).quarantined is None
     assert await ledger.archives(ref().identity, None) == ()
     with pytest.raises(LedgerUnavailable):
         await ledger.finish_archive(facts, lease)

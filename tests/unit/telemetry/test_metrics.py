@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from perdure.reconcile.reconciler import Probe
+from perdure.reconcile.probe import Probe
 from perdure.telemetry.metrics import Metrics, new_metrics
 
 
