@@ -23,7 +23,8 @@ from rig.progress import say
 QUIET_SECONDS = 2.0
 """No API write for so long means that Events, which come after Ready, are written."""
 QUIET_LIMIT_SECONDS = 30.0
-CREATIONS_AT_ONCE = 10
+AT_ONCE = 10
+"""Objects of the idle crowd that are made, or removed, at the same time."""
 OBSERVED_SECONDS = 60.0
 WRITTEN_ROWS = "SELECT relname, n_tup_ins + n_tup_upd + n_tup_del FROM pg_stat_user_tables"
 
@@ -116,13 +117,17 @@ async def _restart_perdure(stage: Stage, size: int) -> float:
 async def idle(stage: Stage, size: int, seconds: float) -> list[Row]:
     """What ``size`` Stopped objects cost while nothing happens."""
     say(f"    {size} Stopped objects, then {seconds:.0f} s of doing nothing")
-    free = asyncio.Semaphore(CREATIONS_AT_ONCE)
+    free = asyncio.Semaphore(AT_ONCE)
 
     async def stopped() -> Subject:
         async with free:
             subject = await Subject.create(stage, desiredState="Stopped")
             await subject.phase("Stopped", subject.began)
             return subject
+
+    async def remove(subject: Subject) -> None:
+        async with free:
+            await subject.delete()
 
     subjects = await asyncio.gather(*(stopped() for _ in range(size)))
     before, rows_before = await _quiet(stage), await _written_rows(stage)
@@ -132,7 +137,7 @@ async def idle(stage: Stage, size: int, seconds: float) -> list[Row]:
     api, sql = apimetrics.writes(await stage.cluster.metrics()) - before, await _written_rows(stage) - rows_before
     (daemon,) = stage.processes
     resident = _resident_mib(stage.process_of(daemon).pid)
-    await asyncio.gather(*(subject.delete() for subject in subjects))
+    await asyncio.gather(*(remove(subject) for subject in subjects))
     who, common = f"idle, {size} Stopped objects", f"perdure standalone, {seconds:.0f} s"
     return [
         Row(f"{who}: memory", "MiB", resident, 1, goal=Goal(130.0), notes=common),
