@@ -39,6 +39,8 @@ class Stage:
 class Story:
     name: str
     stages: Sequence[Stage]
+    tried_from: int = 0
+    """The stages before this one are disturbed in another story."""
     purged: bool = False
     """The story ends with a purge: nothing of the data may be left."""
     given_up: bool = False
@@ -50,6 +52,8 @@ class End:
     """How a case ended: comparable, without ids and times."""
 
     calls: list[Call]
+    tried_from: int
+    """Index of the first call of the stages that are disturbed in this story."""
     summary: dict[str, Any] = field(default_factory=dict)
 
 
@@ -73,7 +77,7 @@ async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_a
     promises = Promises(survivors)
     teller = _Teller(survivors)
     try:
-        await _play(story, survivors, teller, promises)
+        tried_from = await _play(story, survivors, teller, promises)
     finally:
         await teller.end()
     if survivors.defects:
@@ -85,11 +89,14 @@ async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_a
             raise Broken("a purge left something behind")
     lost: frozenset[Uid] = frozenset(survivors.machine.written) if story.given_up else frozenset()
     promises.check_end(identities, lost)
-    return End(survivors.calls, summary(survivors))
+    return End(survivors.calls, tried_from, summary(survivors))
 
 
-async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: Promises) -> None:
+async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: Promises) -> int:
+    tried_from = 0
     for n, stage in enumerate(story.stages):
+        if n == story.tried_from:
+            tried_from = len(survivors.calls)
         await teller.play(stage, f"{story.name}, stage {n}")
         promises.raise_broken()
     await teller.settle()
@@ -98,6 +105,7 @@ async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: P
     writes = [call for call in survivors.calls[before:] if call.name not in READS]
     if writes:
         raise Broken(f"P5: at rest, these calls were still made: {[call.name for call in writes]}")
+    return tried_from
 
 
 class _Teller:
@@ -167,9 +175,21 @@ def _once(survivors: Survivors, during: str | None, act: Act) -> Callable[[Call]
     return interfere
 
 
-def kill_points(calls: Sequence[Call]) -> list[int]:
+def kill_points(end: End) -> list[int]:
     """Before and after everything that leaves a trace."""
-    return [n for n, call in enumerate(calls) if call.name not in READS]
+    return [n for n, call in enumerate(end.calls) if n >= end.tried_from and call.name not in READS]
+
+
+def fail_points(end: End) -> list[int]:
+    """Every call that may fail. A journal that says no has written nothing, and Events are best effort: neither fails
+    after the fact."""
+    return [
+        n
+        for n, call in enumerate(end.calls)
+        if n >= end.tried_from
+        and call.name != "cluster.emit"
+        and not (call.name.startswith("journal.") and call.when == "after")
+    ]
 
 
 def summary(survivors: Survivors) -> dict[str, Any]:
@@ -212,4 +232,4 @@ def _told(survivors: Survivors) -> str:
     )
 
 
-__all__ = ["DoesNotConverge", "End", "Killed", "Stage", "Story", "kill_points", "summary", "tell"]
+__all__ = ["DoesNotConverge", "End", "Killed", "Stage", "Story", "fail_points", "kill_points", "summary", "tell"]

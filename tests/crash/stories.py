@@ -178,7 +178,11 @@ def _either(*goals: Goal) -> Goal:
 
 STORIES: tuple[Story, ...] = (
     Story("create", (START,)),
-    Story("crash", (START, Stage(process_crashes(), running_after(2)), Stage(process_crashes(0), running_after(3)))),
+    Story(
+        "crash",
+        (START, Stage(process_crashes(), running_after(2)), Stage(process_crashes(0), running_after(3))),
+        tried_from=1,
+    ),
     Story(
         "stop and start",
         (
@@ -186,6 +190,7 @@ STORIES: tuple[Story, ...] = (
             Stage(edit(desired_state=DesiredState.STOPPED), in_phase("Stopped")),
             Stage(edit(desired_state=DesiredState.RUNNING), running_after(2)),
         ),
+        tried_from=1,
     ),
     Story(
         "remove and start",
@@ -194,31 +199,43 @@ STORIES: tuple[Story, ...] = (
             Stage(edit(desired_state=DesiredState.REMOVED), in_phase("Removed")),
             Stage(edit(desired_state=DesiredState.RUNNING), running_after(2)),
         ),
+        tried_from=1,
     ),
-    Story("change what is run", (START, Stage(edit(args=("other",)), running_with(("other",))))),
-    Story("preserve", (START, PRESERVE)),
-    Story("preserve and bring back", (START, PRESERVE, LATEST)),
+    Story("change what is run", (START, Stage(edit(args=("other",)), running_with(("other",)))), tried_from=1),
+    Story("preserve", (START, PRESERVE), tried_from=1),
+    Story("preserve and bring back", (START, PRESERVE, LATEST), tried_from=2),
     Story(
         "restore by name",
         (START, PRESERVE, LATEST, Stage(delete, preserved(2)), Stage(create(BY_NAME), running_after(3))),
+        tried_from=4,
     ),
     Story(
         "purge with archives",
         (START, PRESERVE, LATEST, Stage(delete_with(DeletionPolicy.PURGE), purged)),
         purged=True,
+        tried_from=3,
     ),
-    Story("purge after all", (START, _during(delete, purged, "archives.export_half", purge_after_all)), purged=True),
-    Story("lost journal", (START, Stage(lose_journal, running, restarts=True))),
-    Story("lost journal, then deleted", (START, Stage(lose_journal_and_delete, preserved(1), restarts=True))),
+    Story(
+        "purge after all",
+        (START, _during(delete, purged, "archives.export_half", purge_after_all)),
+        purged=True,
+        tried_from=1,
+    ),
+    Story("lost journal", (START, Stage(lose_journal, running, restarts=True)), tried_from=1),
+    Story(
+        "lost journal, then deleted", (START, Stage(lose_journal_and_delete, preserved(1), restarts=True)), tried_from=1
+    ),
     Story(
         "object torn off in its deletion",
         (START, _during(delete, preserved(1), "engine.signal_task", tear_finalizer_off)),
+        tried_from=1,
     ),
     Story("deleted while creating", (_during(create(), gone, "engine.prepare_workspace", delete),)),
     Story("deleted while starting", (_during(create(), preserved(1), "engine.start_task", delete),)),
     Story(
         "deleted while restoring",
         (START, PRESERVE, _during(create(), preserved(1), "archives.restore_half", delete)),
+        tried_from=2,
     ),
     Story(
         "released by force",
@@ -227,5 +244,6 @@ STORIES: tuple[Story, ...] = (
             Stage(delete_with_a_broken_store, lambda s: condition(s, "Preserved") == ("False", "StoreUnavailable")),
             Stage(force_release, released_by_force),
         ),
+        tried_from=1,
     ),
 )

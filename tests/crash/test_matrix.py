@@ -7,8 +7,7 @@ import random
 from functools import cache
 
 import pytest
-from tests.crash.matrix import End, Story, kill_points, tell
-from tests.crash.plant import Call
+from tests.crash.matrix import End, Story, fail_points, kill_points, tell
 from tests.crash.stories import STORIES
 
 DOUBLE_KILLS = 12
@@ -22,15 +21,6 @@ def undisturbed(story: Story) -> End:
     return tell(story)
 
 
-def fail_points(calls: list[Call]) -> list[int]:
-    """A journal that says no has written nothing, and Events are best effort: neither fails after the fact."""
-    return [
-        n
-        for n, call in enumerate(calls)
-        if call.name != "cluster.emit" and not (call.name.startswith("journal.") and call.when == "after")
-    ]
-
-
 @every_story
 def test_a_story_comes_to_its_end(story: Story) -> None:
     assert undisturbed(story).summary == tell(story).summary
@@ -39,7 +29,7 @@ def test_a_story_comes_to_its_end(story: Story) -> None:
 @every_story
 def test_a_kill_at_any_call_changes_nothing_about_the_end(story: Story) -> None:
     expected = undisturbed(story)
-    for n in kill_points(expected.calls):
+    for n in kill_points(expected):
         assert tell(story, kill_at=(n,)).summary == expected.summary, f"killed at {n}: {expected.calls[n]}"
 
 
@@ -47,7 +37,7 @@ def test_a_kill_at_any_call_changes_nothing_about_the_end(story: Story) -> None:
 def test_a_second_kill_on_the_way_back_changes_nothing_either(story: Story) -> None:
     expected, draw = undisturbed(story), random.Random(story.name)
     for _ in range(DOUBLE_KILLS):
-        first = draw.choice(kill_points(expected.calls))
+        first = draw.choice(kill_points(expected))
         second = first + draw.randint(1, 25)
         assert tell(story, kill_at=(first, second)).summary == expected.summary, f"killed at {first} and {second}"
 
@@ -55,5 +45,5 @@ def test_a_second_kill_on_the_way_back_changes_nothing_either(story: Story) -> N
 @every_story
 def test_a_call_that_fails_once_changes_nothing_about_the_end(story: Story) -> None:
     expected = undisturbed(story)
-    for n in fail_points(expected.calls):
+    for n in fail_points(expected):
         assert tell(story, fail_at=n).summary == expected.summary, f"failed at {n}: {expected.calls[n]}"
