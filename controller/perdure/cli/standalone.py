@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import math
 import socket
 from dataclasses import dataclass
 
@@ -24,11 +24,14 @@ from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watches
-from perdure.kube.lease import LeaderLease
+from perdure.kube.lease import LeaderLease, LeaderTiming
 from perdure.ledger.embedded import EmbeddedPostgres
 from perdure.reconcile.ports import Objects
 
 CHECKS = ("api", "ledger", "leader", "controller", "engine", "node")
+PATIENT = LeaderTiming(deadline=math.inf)
+"""An API server that is away must not end the node's half. Should another controller lead for a moment until that is
+noticed, bindings are still decided once: by a unique row in the ledger."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,8 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     await migrate_patiently(process, database)
     ledgers = both(database, installation, identity)
     host = socket.gethostname()
-    leader = LeaderLease(client, f"{host}-{secrets.token_hex(4)}")
+    # The lock on the state folder makes this holder unique, so the Lease of a killed predecessor is ours at once.
+    leader = LeaderLease(client, f"{host}-{identity}", timing=PATIENT)
     await leader.acquire()
     process.closing.push_async_callback(leader.release)
     process.checks.report("leader", True)

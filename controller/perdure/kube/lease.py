@@ -33,7 +33,10 @@ class LeadershipLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LeaderTiming:
-    """Seconds, as Kubernetes' own controllers have them. `duration` > `deadline` > `retry`, or two could lead."""
+    """Seconds, as Kubernetes' own controllers have them. `duration` > `deadline` > `retry`, or two could lead.
+
+    An infinite `deadline`: an API server that is away never ends leadership, another holder always does.
+    """
 
     duration: float = 15.0
     deadline: float = 10.0
@@ -119,7 +122,7 @@ class LeaderLease:
             if left <= 0:
                 raise LeadershipLost(f"lease {self._name} could not be renewed for {self._timing.deadline:.0f} s")
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(min(left, self._timing.duration)):
                     await self._renew()
             except (ApiUnavailable, TimeoutError) as error:
                 log.warning("leader lease not renewed", lease=self._name, error=str(error))
