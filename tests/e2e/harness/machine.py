@@ -56,6 +56,10 @@ class Machine:
     def forget_nodes(self) -> None:
         """No node and no leader is known any more: nothing of one test's is chosen, or waited for, in the next."""
         self.kubectl()("delete", "runtimenodes", "--all", "--wait=false")
+        self.forget_leader()
+
+    def forget_leader(self) -> None:
+        """A leader that was killed need not be waited for; node Leases are written again by who lives."""
         self.kubectl(LEASE_NAMESPACE)("delete", "leases", "--all", "--ignore-not-found")
 
 
@@ -67,6 +71,8 @@ class Stage:
     site: Site
     ledger: Ledger
     operator: Operator
+    """`standalone`, or the agent where the controller is a process of its own."""
+    controller: Operator | None = None
 
     def runtime(self, kubectl: Kubectl, name: str, kind: Kind = Kind.BOT, **spec: Any) -> Runtime:
         return Runtime(kubectl, self.machine.api, self.site, name, kind, spec)

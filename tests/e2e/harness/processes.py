@@ -57,6 +57,12 @@ class Operator:
         if ready:
             self.wait_ready()
 
+    def supervise(self) -> None:
+        """What a supervisor does: start it if it ended, and wait until it is ready."""
+        if self.identity() is None:
+            self.start()
+        self.wait_ready()
+
     def wait_ready(self) -> None:
         self._daemon.wait_ready()
 
