@@ -1,0 +1,93 @@
+"""When a node keeps its hands off, and when a failed attempt is repeated."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tests.fakes.journal import FakeJournal, JournalDisk
+
+from perdure.api.conditions import Reason
+from perdure.api.names import InstallationId, Uid
+from perdure.reconcile.guards import Guards, too_many_absent
+from perdure.reconcile.ports import EngineUnavailable, LedgerIdentity
+from perdure.reconcile.retries import Retries
+
+UID = Uid("uid-1")
+AWAY = EngineUnavailable("starting it: connection refused")
+
+
+@pytest.mark.parametrize(
+    ("absent", "known", "too_many"),
+    [(0, 0, False), (3, 3, False), (4, 4, True), (4, 39, True), (4, 40, False), (10, 100, False), (11, 100, True)],
+)
+def test_more_than_three_and_more_than_a_tenth_are_too_many(absent: int, known: int, too_many: bool) -> None:
+    assert too_many_absent(absent, known) is too_many
+
+
+def test_mass_absence_freezes_until_the_objects_are_back() -> None:
+    guards = Guards(FakeJournal())
+    guards.check_absence(4, 4)
+    assert guards.freeze is not None
+    assert guards.freeze.reason is Reason.MASS_ABSENCE
+    guards.check_absence(0, 4)
+    assert guards.freeze is None
+
+
+async def test_another_cluster_freezes_until_the_agent_is_restarted_against_the_right_one() -> None:
+    disk = JournalDisk()
+    guards = Guards(FakeJournal(disk))
+    await guards.check_installation(InstallationId("one"))
+    assert guards.freeze is None
+    guards = Guards(FakeJournal(disk))
+    await guards.check_installation(InstallationId("two"))
+    await guards.check_installation(InstallationId("one"))
+    assert guards.freeze is not None
+    assert guards.freeze.reason is Reason.IDENTITY_CHANGED
+    guards = Guards(FakeJournal(disk))
+    await guards.check_installation(InstallationId("one"))
+    assert guards.freeze is None
+
+
+@pytest.mark.parametrize(
+    ("identity", "frozen"),
+    [
+        (LedgerIdentity("one", 7), False),
+        (LedgerIdentity("one", 8), False),
+        (LedgerIdentity("one", 6), True),
+        (LedgerIdentity("two", 7), True),
+        (LedgerIdentity("two", 99), True),
+    ],
+)
+async def test_another_ledger_or_an_older_one_freezes(identity: LedgerIdentity, frozen: bool) -> None:
+    guards = Guards(FakeJournal())
+    await guards.check_ledger(LedgerIdentity("one", 7))
+    await guards.check_ledger(identity)
+    assert (guards.freeze is not None) is frozen
+
+
+async def test_a_frozen_node_does_not_learn_the_wrong_ledger() -> None:
+    disk = JournalDisk()
+    for identity in (LedgerIdentity("one", 7), LedgerIdentity("two", 99)):
+        await Guards(FakeJournal(disk)).check_ledger(identity)
+    assert disk.memory.ledger == "one"
+    assert disk.memory.highest_fence == 7
+
+
+def test_delays_double_to_a_minute_and_an_edit_begins_anew() -> None:
+    retries = Retries(random.Random(1))
+    delays = [retries.failed(UID, 1, "StartTask", AWAY, 100.0).retry_at - 100.0 for _ in range(10)]
+    for n, delay in enumerate(delays):
+        longest = min(60.0, 0.5 * 2**n)
+        assert 0.8 * longest <= delay <= longest
+    assert retries.failure(UID, 2) is None
+    assert retries.failed(UID, 2, "StartTask", AWAY, 100.0).retry_at <= 100.5
+
+
+def test_a_failure_counts_until_it_succeeds() -> None:
+    retries = Retries()
+    failure = retries.failed(UID, 1, "StartTask", AWAY, 0.0)
+    assert retries.failure(UID, 1) == failure
+    assert (failure.step, failure.reason) == ("StartTask", Reason.ENGINE_UNAVAILABLE)
+    retries.succeeded(UID)
+    assert retries.failure(UID, 1) is None
