@@ -15,10 +15,12 @@ from perdure.plan.steps import ReapTask, StartTask, StopTask
 from perdure.plan.world import Exit, ImageFacts, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
-from perdure.reconcile.ports import ContainerPlan, EngineRefused, PortError, SourceError
+from perdure.reconcile.ports import ContainerPlan, EngineRefused, NamespaceFacts, PortError, SourceError
 
 KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
+NAMESPACE_SECONDS = 10.0
+"""How late a change of a namespace's Pod Security label may count: the next start after this has it."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,22 +33,18 @@ class TaskSteps:
         self._hands = hands
         self._now = now
         self._starts = asyncio.Semaphore(concurrent_starts)
+        self._namespaces: dict[str, tuple[float, NamespaceFacts | None]] = {}
 
     async def create_container(self, world: World, image: ImageFacts, mark: str) -> None:
         runtime = live(world)
         record = self._hands.record(world.ref)
         env, namespace, sandbox = await asyncio.gather(
             resolve(runtime, self._hands.cluster),
-            self._hands.cluster.namespace(world.ref.namespace),
+            self._namespace(world.ref),
             self._hands.sandbox.observe(world.ref),
         )
         if not isinstance(sandbox, Present):
             raise PortError(f"the network namespace of {world.ref} is not there", reason=Reason.NETWORK_FAILED)
-        if namespace.uid != world.ref.namespace_uid:
-            raise SourceError(
-                f"namespace {world.ref.namespace} was created anew since {world.ref} was bound",
-                reason=Reason.NAMESPACE_UNREADABLE,
-            )
         await self._hands.engine.create_container(
             ContainerPlan(
                 ref=world.ref,
@@ -60,6 +58,19 @@ class TaskSteps:
                 restricted=namespace.enforce == "restricted",
             )
         )
+
+    async def _namespace(self, ref: RuntimeRef) -> NamespaceFacts:
+        """The namespace as it was at most `NAMESPACE_SECONDS` ago: a burst of starts in one reads it once."""
+        clock = asyncio.get_running_loop().time
+        read_at, known = self._namespaces.get(ref.namespace, (0.0, None))
+        if known is None or known.uid != ref.namespace_uid or clock() - read_at > NAMESPACE_SECONDS:
+            read_at, known = clock(), await self._hands.cluster.namespace(ref.namespace)
+            self._namespaces[ref.namespace] = (read_at, known)
+        if known.uid != ref.namespace_uid:
+            raise SourceError(
+                f"namespace {ref.namespace} was created anew since {ref} was bound", reason=Reason.NAMESPACE_UNREADABLE
+            )
+        return known
 
     async def start(self, step: StartTask, world: World) -> None:
         """That a task was started is journalled before it is: from then on the layer counts as holding data, and an
