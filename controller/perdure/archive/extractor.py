@@ -28,7 +28,6 @@ from perdure.archive.verifier import Mismatch, check_manifest, forget_cached_pag
 _CAPABILITIES = ("CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_FSETID", "CAP_SETFCAP")
 _LIBRARY_FOLDERS = ("/lib", "/lib32", "/lib64")
 _TREE = "tree"
-_POLL_SECONDS = 0.5
 
 
 def verify(job: Verify, tick: Callable[[], None]) -> Manifest:
@@ -162,23 +161,13 @@ def _extract(job: Restore, fd: int, manifest: Manifest, tree: bytes, tick: Calla
         # The end of its input ends tar, whether it has seen all or not. Killing bubblewrap while it still sets its jail
         # up would leave a child of it waiting for ever.
         pipe.close()
-        _wait(jail, tick)
+        jail.wait()
     if jail.status != 0:
         raise Fault(
             FaultKind.RESTORE_FAILED,
             f"restoring archive {job.archive.sequence} into {job.key}: {jail.describe()}; the archive is good: "
             f"check the space on the disk of {job.staging}",
         )
-
-
-def _wait(jail: Stage, tick: Callable[[], None]) -> None:
-    """tar sets the times and modes of all folders at the end, which may take as long as there are folders."""
-    while True:
-        try:
-            jail.wait(_POLL_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
-            tick()
 
 
 def _jailed_tar(tree: bytes) -> list[str | bytes]:

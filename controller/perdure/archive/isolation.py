@@ -55,6 +55,8 @@ def isolate(parent: int) -> None:
     if select.select([keeper_alive], [], [], 0)[0]:
         os._exit(1)  # end of file: the keeper died before prctl took effect
     os.close(keeper_alive)
+    # bubblewrap looks its child up in /proc by the pid that this namespace knows it under.
+    _checked(_libc.mount(b"proc", b"/proc", b"proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, None), "mount /proc")
 
 
 def _keep(child: int) -> None:
@@ -64,6 +66,8 @@ def _keep(child: int) -> None:
         os.kill(child, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, kill_child)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # before the pid is given back, and could become somebody else's
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
     os._exit(code if code >= 0 else 128 - code)

@@ -254,12 +254,15 @@ class LocalStore:
             env={"PATH": TOOLS_PATH, "LC_ALL": "C.UTF-8", "PYTHONPATH": _SOURCE_ROOT},
             limit=_LONGEST_ANSWER,
         )
+        ends_by_itself = False
         try:
-            return await self._converse(process, job)
+            manifest = await self._converse(process, job)
+            ends_by_itself = True
+            return manifest
         except Fault as fault:
             raise _port_error(fault) from fault
         finally:
-            await asyncio.shield(_end(process))
+            await asyncio.shield(_end(process, terminate=not ends_by_itself))
 
     async def _converse(self, process: asyncio.subprocess.Process, job: Job) -> Manifest:
         if process.stdin is None or process.stdout is None:
@@ -309,9 +312,9 @@ def _failure_of(job: Job) -> FaultKind:
             return FaultKind.RESTORE_FAILED
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process, *, terminate: bool) -> None:
     """Be sure that the worker and all below it are gone. SIGTERM: its keeper kills, waits and ends."""
-    if process.returncode is None:
+    if terminate and process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -68,10 +69,20 @@ class Stage:
             while piece := os.read(pipe.fileno(), 64 << 10):
                 self._said = (self._said + piece)[:_KEPT_OUTPUT]
 
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit status. Raises `subprocess.TimeoutExpired`."""
-        status = self._process.wait(timeout)
-        self._listener.join()
+    def ended(self, timeout: float) -> bool:
+        """Wait at most so many seconds for its end (by pidfd: `Popen.wait` would sleep up to 50 ms too long)."""
+        if self._process.returncode is not None:
+            return True
+        fd = os.pidfd_open(self._process.pid)
+        try:
+            return bool(select.select([fd], [], [], timeout)[0])
+        finally:
+            os.close(fd)
+
+    def wait(self) -> int:
+        """The exit status."""
+        status = self._process.wait()
+        self._listener.join(_LISTEN_SECONDS)
         return status
 
     @property

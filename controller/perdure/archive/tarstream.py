@@ -21,11 +21,12 @@ _CHUNK = 1 << 20
 _MAX_EXTENDED_HEADER = 16 << 20
 _KINDS = {b"0": FILE, b"5": FOLDER, b"2": SYMLINK, b"1": HARD_LINK, b"6": FIFO}
 _XATTR = b"SCHILY.xattr."
-_SPARSE = b"GNU.sparse."
+_SPARSE_MAJOR, _SPARSE_MINOR = b"GNU.sparse.major", b"GNU.sparse.minor"
+_SPARSE_NAME, _SPARSE_SIZE = b"GNU.sparse.name", b"GNU.sparse.realsize"
 _KNOWN_RECORDS = frozenset(
     (
         *(b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"),
-        *(_SPARSE + name for name in (b"major", b"minor", b"name", b"realsize")),
+        *(_SPARSE_MAJOR, _SPARSE_MINOR, _SPARSE_NAME, _SPARSE_SIZE),
     )
 )
 _MTIME = re.compile(rb"(-?)(\d+)(?:\.(\d{1,9}))?")
@@ -137,11 +138,11 @@ def entries(stream: Stream) -> Iterator[Entry]:
 
 def _entry(block: bytes, kind: bytes, stored: int, records: dict[bytes, bytes]) -> Entry:
     path = records.get(b"path") or _ustar_path(block)
-    if _SPARSE + b"major" in records:
-        if (records[_SPARSE + b"major"], records.get(_SPARSE + b"minor")) != (b"1", b"0") or kind != FILE:
+    if _SPARSE_MAJOR in records:
+        if (records[_SPARSE_MAJOR], records.get(_SPARSE_MINOR)) != (b"1", b"0") or kind != FILE:
             raise BadStream("a sparse file has a map of an unknown version")
-        path = records.get(_SPARSE + b"name", b"")
-        stored = _decimal(records.get(_SPARSE + b"realsize", b""))
+        path = records.get(_SPARSE_NAME, b"")
+        stored = _decimal(records.get(_SPARSE_SIZE, b""))
     name = _relative(path, is_folder=kind == FOLDER)
     target = b""
     if kind in (SYMLINK, HARD_LINK):
@@ -169,7 +170,8 @@ def _relative(path: bytes, *, is_folder: bool) -> bytes:
     name = path[2:-1] if is_folder else path[2:]
     if is_folder and path == b"./":
         return b""
-    if len(name) > MAX_PATH or any(part in (b"", b".", b"..") for part in name.split(b"/")):
+    framed = b"/" + name + b"/"
+    if len(name) > MAX_PATH or b"//" in framed or b"/./" in framed or b"/../" in framed:
         raise BadStream(f"{path[:200]!r} is not a path within a layer")
     return name
 
@@ -181,6 +183,8 @@ def _xattrs(records: dict[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
         for key, value in records.items()
         if key.startswith(_XATTR)
     ]
+    if not found:
+        return ()
     for key, _ in found:
         if not is_portable_xattr(key):
             raise BadStream(f"an entry has the attribute {key[:200]!r}, which is never restored")

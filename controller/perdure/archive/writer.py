@@ -165,8 +165,6 @@ def _run_tar(job: Export, found: Survey, output: int, tick: Callable[[], None]) 
         pipe.close()
         _wait(zstd, output, tick)
         tar.wait()
-    except subprocess.SubprocessError as error:
-        raise Fault(FaultKind.ARCHIVE_FAILED, f"archiving {job.source.snapshot_key}: {error}") from error
     finally:
         pipe.close()
         os.close(exclude_file)
@@ -198,15 +196,12 @@ def _exclusions(paths: list[bytes]) -> tuple[int, list[bytes]]:
 def _wait(zstd: Stage, output: int, tick: Callable[[], None]) -> None:
     """Wait for the end; report progress as long as the archive grows."""
     size = -1
-    while True:
-        try:
-            zstd.wait(_POLL_SECONDS)
-            return
-        except subprocess.TimeoutExpired:
-            grown = os.fstat(output).st_size
-            if grown != size:
-                tick()
-            size = grown
+    while not zstd.ended(_POLL_SECONDS):
+        grown = os.fstat(output).st_size
+        if grown != size:
+            tick()
+        size = grown
+    zstd.wait()
 
 
 def _judge(job: Export, tar: Stage, zstd: Stage) -> None:
