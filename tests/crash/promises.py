@@ -8,6 +8,7 @@ from tests.crash.plant import Call, Survivors
 from tests.fakes.engine import FakeSnapshot
 
 from perdure.api.names import Identity, Uid
+from perdure.api.phases import Phase, may_follow
 from perdure.plan.operations import DURABLE
 from perdure.plan.world import Op, TaskState
 
@@ -24,6 +25,7 @@ class Promises:
     def __init__(self, survivors: Survivors) -> None:
         self._survivors = survivors
         self.broken: list[str] = []
+        self._phases: dict[Uid, Phase] = {}
         survivors.watch = self._on_call
         survivors.machine.on_remove = self._on_remove
         survivors.machine.on_start = self._on_start
@@ -33,6 +35,18 @@ class Promises:
     def _on_call(self, call: Call) -> None:
         if call.name == "archives.delete" and call.when == "before" and Op.PURGE not in self._open_intents().values():
             self._break("P2: an archive is deleted without the committed intent of a purge")
+
+        if call.name == "cluster.write_status":
+            self._check_phases()
+
+    def _check_phases(self) -> None:
+        for runtime in self._survivors.cluster.runtimes.values():
+            if runtime.status.phase is None:
+                continue
+            before, after = self._phases.get(runtime.uid), Phase(runtime.status.phase)
+            if not may_follow(before, after):
+                self._break(f"phase {after} was published after {before}")
+            self._phases[runtime.uid] = after
 
     def _on_remove(self, snapshot: FakeSnapshot) -> None:
         uid, key = snapshot.ref.uid, snapshot.facts.key

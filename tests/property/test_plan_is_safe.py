@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from tests.property.worlds import NOW, Case, cases
 
+from perdure.api.phases import Phase, may_follow
 from perdure.plan.certainty import Absent, Present, Unknown
 from perdure.plan.operations import DURABLE
 from perdure.plan.planner import plan
@@ -27,7 +28,7 @@ from perdure.plan.steps import (
     RestoreWorkspace,
     StartTask,
 )
-from perdure.plan.world import Gone, Observed, Op, TaskState, Unseen, Wanted, World
+from perdure.plan.world import Gone, Observed, Op, TaskState, Terminating, Unseen, Wanted, World
 
 S = TypeVar("S")
 AWAY = Unknown("the engine did not answer")
@@ -218,6 +219,16 @@ def test_a_record_that_showed_data_is_never_dropped(drawn: Sequence[Case]) -> No
             assert step.record.workspace.key == workspace.key
             assert step.record.workspace.gate == workspace.gate
             assert step.record.workspace.ever_started >= workspace.ever_started
+
+
+@given(cases)
+def test_a_deletion_shows_only_phases_that_may_follow_one_another(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        world, status = case.world, case.plan.status
+        if not isinstance(world.desired, Terminating) or status is None or status.phase is None:
+            continue
+        if not world.record.released and (world.record.deletion_seen or case.plan.waiting is not None):
+            assert may_follow(Phase.PRESERVING, Phase(status.phase)) or may_follow(Phase.PURGING, Phase(status.phase))
 
 
 @given(cases)

@@ -93,9 +93,10 @@ EDGES: dict[Phase, frozenset[Phase]] = {
             Phase.FAILED,
         }
     ),
-    # A deletion can begin anywhere and never turns back; Preserve may become Purge.
-    Phase.PRESERVING: frozenset({Phase.PURGING}),
-    Phase.PURGING: frozenset({Phase.PRESERVING}),
+    # A deletion can begin anywhere and never turns back; Preserve may become Purge. It may find that data is missing,
+    # and a person may give it up by force: then only the container goes.
+    Phase.PRESERVING: frozenset({Phase.PURGING, Phase.BLOCKED, Phase.STOPPING, Phase.REMOVED}),
+    Phase.PURGING: frozenset({Phase.PRESERVING, Phase.BLOCKED, Phase.STOPPING, Phase.REMOVED}),
 }
 
 for _phase in _ANY_LIVE:

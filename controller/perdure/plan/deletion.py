@@ -108,6 +108,11 @@ def _force_release(scene: Scene) -> Plan | None:
     return Plan(steps=(done,) if done else ())
 
 
+def _engine_is_away(scene: Scene) -> Plan | None:
+    waiting = first_rules.engine_is_away(scene)
+    return replace(waiting, status=scene.draft.build(_phase(scene))) if waiting is not None else None
+
+
 def _given_up_in_the_ledger(scene: Scene) -> bool:
     """The object went before its annotation was seen here; the controller wrote it down first."""
     ledger = scene.world.observed.ledger
@@ -207,7 +212,9 @@ def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
         return scene.under(_op(scene), _source(scene), AdoptSnapshot(newest, None))
     half_restored = Workspace(newest.key, newest.n, newest.image, newest.image_digest, newest.chain_id, prepared=True)
     known = replace(scene.record, workspace=half_restored, newest_n=max(scene.record.newest_n, newest.n))
-    return scene.do(Note(known, "a restore that was not finished was found; its gate let no task in"))
+    return scene.do(
+        Note(known, "a restore that was not finished was found; its gate let no task in"), phase=_phase(scene)
+    )
 
 
 def _task_was_there(scene: Scene) -> Plan | None:
@@ -216,7 +223,7 @@ def _task_was_there(scene: Scene) -> Plan | None:
     if scene.task is None or workspace is None or (workspace.ever_started and workspace.archived is None):
         return None
     touched = replace(workspace, ever_started=True, archived=None)
-    return scene.do(Note(replace(scene.record, workspace=touched), "a task was found on it"))
+    return scene.do(Note(replace(scene.record, workspace=touched), "a task was found on it"), phase=_phase(scene))
 
 
 def _nothing_to_preserve(scene: Scene) -> Plan | None:
@@ -317,7 +324,7 @@ def _wait_for_ledger(scene: Scene) -> Plan:
 
 _RULES: tuple[Rule, ...] = (
     _deletion_is_journalled,
-    first_rules.engine_is_away,
+    _engine_is_away,
     _released,
     _force_release,
     _frozen,
@@ -332,7 +339,7 @@ _RULES: tuple[Rule, ...] = (
 )
 
 _RULES_WHEN_GONE: tuple[Rule, ...] = (
-    first_rules.engine_is_away,
+    _engine_is_away,
     _released_and_gone,
     _force_release,
     _frozen,
