@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
-from perdure.api.runtime import Runtime
+from perdure.api.runtime import DeletionPolicy, Runtime
 from perdure.plan.certainty import Absent, Present
-from perdure.plan.operations import TRANSIENT_PHASE, opening
+from perdure.plan.operations import TOWARDS_RUNNING, TRANSIENT_PHASE, opening
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import (
     Begin,
@@ -83,9 +83,14 @@ class Scene:
     @property
     def transient(self) -> Phase:
         """The phase while the open operation goes on."""
+        operation = self.record.operation
+        if self.runtime.terminating:
+            if operation is not None and operation.op not in TOWARDS_RUNNING:
+                return TRANSIENT_PHASE[operation.op]
+            purging = self.runtime.spec.deletion_policy is DeletionPolicy.PURGE
+            return Phase.PURGING if purging else Phase.PRESERVING
         if self.workspace is not None and self.workspace.gate is not None:
             return Phase.RESTORING
-        operation = self.record.operation
         return TRANSIENT_PHASE[operation.op] if operation else self.record.phase or Phase.PENDING
 
     # ------------------------------------------------------------------------------ the three kinds of answers
