@@ -57,7 +57,7 @@ def _all(arguments: Sequence[str]) -> int:
         raise RuntimeError("the whole suite needs root (mounts, namespaces, containers); without root: hack/test unit")
     token = secrets.token_hex(8)
     before = Footprint.take()
-    directory = Path(tempfile.mkdtemp(prefix="perdure-test-", dir="/var/tmp"))
+    directory = Path(tempfile.mkdtemp(prefix="perdure-", dir="/var/tmp"))
     environment = Environment(directory)
     try:
         environment.up()
@@ -70,7 +70,8 @@ def _all(arguments: Sequence[str]) -> int:
             "TMPDIR": str(temporary),
             RUN_VARIABLE: token,
         }
-        code = _pytest(arguments, variables)
+        # Of its own, because below TMPDIR the paths that pytest makes are too long for unix sockets (107 bytes).
+        code = _pytest([f"--basetemp={directory / 'p'}", *arguments], variables)
         if code != 0:
             _keep_logs(environment)
     finally:
