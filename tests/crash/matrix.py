@@ -100,6 +100,7 @@ async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: P
         await teller.play(stage, f"{story.name}, stage {n}")
         promises.raise_broken()
     await teller.settle()
+    survivors.kill_at, survivors.fail_at = frozenset(), None
     before = len(survivors.calls)
     await teller.wait(QUIET_SECONDS)
     writes = [call for call in survivors.calls[before:] if call.name not in READS]
