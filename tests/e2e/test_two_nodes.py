@@ -99,7 +99,7 @@ def test_preserved_data_comes_back_on_the_node_that_has_its_archive(
     assert elsewhere.things_of(runtime.uid) == []
     runtime.delete_and_wait()
 
-    heavy = {"requests": {"cpu": "20", "memory": "1Gi"}}
+    heavy = {"requests": {"cpu": "20"}, "limits": {"cpu": "20"}}
     cluster.runtime(kubectl, "heavy", site, nodeName=site.name, resources=heavy).apply().wait_ready()
     del runtime.spec["nodeName"]
     runtime.apply().wait_ready()
@@ -111,7 +111,9 @@ def test_what_fits_nowhere_says_why_and_is_bound_once_it_does(cluster: Cluster, 
     runtime = cluster.runtime(kubectl, "picky", cluster.first, nodeSelector={"disk": "fast"}).apply()
     condition = runtime.wait_condition("Scheduled", "False", "Unschedulable")
     assert "2 not matching spec.nodeSelector" in condition["message"]
-    huge = cluster.runtime(kubectl, "huge", cluster.first, resources={"requests": {"cpu": "1000"}}).apply()
+    huge = cluster.runtime(
+        kubectl, "huge", cluster.first, resources={"requests": {"cpu": "999"}, "limits": {"cpu": "999"}}
+    ).apply()
     assert "room" in huge.wait_condition("Scheduled", "False", "Unschedulable")["message"]
     nodes = cluster.machine.kubectl()
     nodes("label", "runtimenode", cluster.first.name, "disk=fast")
