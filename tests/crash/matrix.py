@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.crash.clock import JumpingLoop
-from tests.crash.plant import READS, Agency, Call, Killed, Survivors
+from tests.crash.plant import READS, Agency, Call, Killed, Survivors, may_fail
 from tests.crash.promises import Broken, Promises
 
 from perdure.api.names import Identity, Uid
@@ -182,15 +182,8 @@ def kill_points(end: End) -> list[int]:
 
 
 def fail_points(end: End) -> list[int]:
-    """Every call that may fail. A journal that says no has written nothing, and Events are best effort: neither fails
-    after the fact."""
-    return [
-        n
-        for n, call in enumerate(end.calls)
-        if n >= end.tried_from
-        and call.name != "cluster.emit"
-        and not (call.name.startswith("journal.") and call.when == "after")
-    ]
+    """Every call that may fail."""
+    return [n for n, call in enumerate(end.calls) if n >= end.tried_from and may_fail(call)]
 
 
 def summary(survivors: Survivors) -> dict[str, Any]:
