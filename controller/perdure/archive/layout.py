@@ -198,8 +198,11 @@ def write_manifest(folder: int, sequence: int, manifest: Manifest) -> None:
 
 
 def remove(folder: int, sequence: int) -> None:
-    """Remove an archive: the manifest first, so that at no instant one vouches for bytes that are gone."""
-    for name in (manifest_name(sequence), archive_name(sequence)):
+    """Remove an archive: the manifest first, so that at no instant one vouches for bytes that are gone. What was set
+    aside under the sequence goes, too: it is of the same data."""
+    names = (manifest_name(sequence), archive_name(sequence))
+    aside = (name for name in os.listdir(folder) if name.startswith(tuple(f"{name}.quarantined-" for name in names)))
+    for name in (*names, *aside):
         try:
             os.unlink(name, dir_fd=folder)
         except FileNotFoundError:

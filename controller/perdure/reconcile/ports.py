@@ -188,7 +188,8 @@ class Layer:
     key: SnapshotKey
     upper: Path
     staging_root: Path
-    """A folder of ours on the same file system, mode 0700, outside the snapshotter's own folders."""
+    """A folder of this workspace alone, mode 0700, on the same file system and outside the snapshotter's own folders. It
+    goes with the workspace: whatever a killed restore left in it needs no other broom."""
 
 
 class Engine(Protocol):
@@ -293,7 +294,7 @@ class Archives(Protocol):
     async def verify(self, archive: ArchiveFacts) -> None: ...
 
     async def delete(self, archive: ArchiveFacts) -> None:
-        """Remove the bytes, then the manifest. Not there: nothing."""
+        """Remove the manifest, then the bytes, also of what was set aside under this sequence. Not there: nothing."""
 
     async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
         """Sequences of what the store holds under the name of this runtime, whatever its uid."""

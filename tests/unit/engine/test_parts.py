@@ -14,7 +14,7 @@ from perdure.engine.containerd import ContainerdSettings, oom
 from perdure.engine.containerd.images import chain_ids
 from perdure.engine.containerd.labels import UnreadableLabels, snapshot_facts, uid_of
 from perdure.engine.containerd.messages import Mount, SnapshotInfo, SnapshotKind
-from perdure.engine.containerd.overlay import NotOverlay, disk_layers, is_mounted, make_staging
+from perdure.engine.containerd.overlay import NotOverlay, disk_layers, is_mounted, make_staging, remove_staging
 from perdure.engine.containerd.services import label_filter
 from perdure.engine.containerd.tasks import signal_number
 from perdure.engine.mounted_files import MountedFileStore, hosts, resolv_conf
@@ -73,16 +73,30 @@ def test_staging_is_ours_alone_and_not_below_snapshots(tmp_path: Path) -> None:
     upper = tmp_path / "overlay/snapshots/7/fs"
     upper.mkdir(parents=True)
     layers = disk_layers([Mount("bind", str(upper), "", ())])
-    staging = make_staging(layers)
-    assert staging == tmp_path / "perdure-staging"
-    assert make_staging(layers) == staging
+    staging = make_staging(layers, "br-1-1")
+    assert staging == tmp_path / "perdure-staging/br-1-1"
+    assert make_staging(layers, "br-1-1") == staging
     staging.chmod(0o755)
     with pytest.raises(NotOverlay, match="0700"):
-        make_staging(layers)
+        make_staging(layers, "br-1-1")
     staging.rmdir()
     staging.symlink_to(tmp_path / "overlay")
     with pytest.raises((NotOverlay, FileExistsError)):
-        make_staging(layers)
+        make_staging(layers, "br-1-1")
+
+
+def test_staging_goes_with_what_a_killed_restore_left_and_follows_no_link(tmp_path: Path) -> None:
+    upper = tmp_path / "overlay/snapshots/7/fs"
+    upper.mkdir(parents=True)
+    (upper / "precious").touch()
+    layers = disk_layers([Mount("bind", str(upper), "", ())])
+    staging = make_staging(layers, "br-1-1")
+    (staging / "half").mkdir()
+    (staging / "half" / "link").symlink_to(upper)
+    remove_staging(layers, "br-1-1")
+    remove_staging(layers, "br-1-1")
+    assert not staging.exists()
+    assert (upper / "precious").exists()
 
 
 def test_chain_ids_follow_the_image_spec() -> None:

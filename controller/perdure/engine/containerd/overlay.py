@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import socket
+import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,20 +108,35 @@ def mounts_of_engine(address: str) -> str:
             ) from error
 
 
-def make_staging(layers: DiskLayers) -> Path:
-    """The staging folder for restores, made if need be: ours alone, on the layer's file system. Blocking.
+def make_staging(layers: DiskLayers, key: str) -> Path:
+    """The staging folder for restores into one snapshot, made if need be: ours alone, on the layer's file system.
+
+    Blocking. `key` is a snapshot key of ours: no separators are in it.
 
     It lies beside the snapshotter's folder: anything below `snapshots/` that the snapshotter does not know it deletes.
     Raises `NotOverlay` or `OSError`.
     """
-    staging = layers.containerd_root / STAGING
-    staging.mkdir(mode=0o700, exist_ok=True)
-    state = os.lstat(staging)
-    if state.st_uid != os.geteuid() or state.st_mode & 0o7777 != 0o700 or not staging.is_dir() or staging.is_symlink():
-        raise NotOverlay(f"{staging} is not a folder of ours with mode 0700; remove or correct it")
-    if state.st_dev != os.lstat(layers.upper).st_dev:
-        raise NotOverlay(f"{staging} is not on the file system of {layers.upper}; a rename between them cannot work")
-    return staging
+    own = layers.containerd_root / STAGING / key
+    for staging in (own.parent, own):
+        staging.mkdir(mode=0o700, exist_ok=True)
+        state = os.lstat(staging)
+        if state.st_uid != os.geteuid() or state.st_mode & 0o7777 != 0o700 or not stat.S_ISDIR(state.st_mode):
+            raise NotOverlay(f"{staging} is not a folder of ours with mode 0700; remove or correct it")
+        if state.st_dev != os.lstat(layers.upper).st_dev:
+            raise NotOverlay(
+                f"{staging} is not on the file system of {layers.upper}; a rename between them cannot work"
+            )
+    return own
+
+
+def remove_staging(layers: DiskLayers, key: str) -> None:
+    """Remove it with what a killed restore left in it, following no link. Not there: nothing. Blocking."""
+    shutil.rmtree(layers.containerd_root / STAGING / key, ignore_errors=False, onerror=_unless_gone)
+
+
+def _unless_gone(_function: object, _path: object, info: tuple[type[BaseException], BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
 
 
 def _unescape(text: str) -> str:

@@ -150,7 +150,7 @@ class Workspaces:
         _, layers = await self.disk(key)
         await self.refuse_if_in_use(key, layers, "read the layer of")
         try:
-            staging = await asyncio.to_thread(overlay.make_staging, layers)
+            staging = await asyncio.to_thread(overlay.make_staging, layers, key)
         except (overlay.NotOverlay, OSError) as error:
             raise EngineRefused(f"cannot stage a restore for {key}: {error}", reason=Reason.RESTORE_FAILED) from error
         return Layer(key=key, upper=layers.upper, staging_root=staging)
@@ -177,6 +177,12 @@ class Workspaces:
                 )
             _, layers = await self.disk(key)
             await self.refuse_if_in_use(key, layers, "remove snapshot")
+            try:
+                await asyncio.to_thread(overlay.remove_staging, layers, key)
+            except (overlay.NotOverlay, OSError) as error:
+                raise EngineRefused(
+                    f"cannot remove what a restore left for {key}: {error}", reason=Reason.INTERNAL_ERROR
+                ) from error
             try:
                 await self._services.snapshots.remove(key)
             except NotFound as error:
