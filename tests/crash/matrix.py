@@ -137,9 +137,12 @@ class _Teller:
 
     async def settle(self) -> None:
         """Until nothing is due any more: then whatever is still written is written for nothing."""
-        deadline = self._survivors.clock() + PATIENCE_SECONDS
-        while self._process.busy() or self._process.waits():
+        deadline, steady = self._survivors.clock() + PATIENCE_SECONDS, 0
+        while steady < STEADY_LOOKS:
+            before = self._process
             await self.wait(LOOK_SECONDS)
+            at_rest = before is self._process and not before.busy() and not before.waits()
+            steady = steady + 1 if at_rest else 0
             if self._survivors.clock() > deadline:
                 raise DoesNotConverge(f"something is tried for ever; {_told(self._survivors)}")
 
