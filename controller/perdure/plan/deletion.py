@@ -27,7 +27,7 @@ from perdure.plan.steps import (
     PurgeArchives,
     RemoveWorkspace,
 )
-from perdure.plan.stopping import remove_container_and_sandbox, stop_and_reap
+from perdure.plan.stopping import stop_and_reap, take_down
 from perdure.plan.view import StatusDraft, archive_name
 from perdure.plan.world import LedgerFacts, Op, Outcome, Record, Source, Workspace, World
 
@@ -99,9 +99,9 @@ def _force_release(scene: Scene) -> Plan | None:
     stopping = stop_and_reap(scene, Op.CLEANUP, Source.KUBECTL)
     if stopping is not None:
         return stopping
-    removing = remove_container_and_sandbox(scene)
-    if removing:
-        return scene.under(Op.CLEANUP, Source.KUBECTL, *removing)
+    removing = take_down(scene, Op.CLEANUP, Source.KUBECTL)
+    if removing is not None:
+        return removing
     if record.operation is None and record.phase is not Phase.REMOVED:
         return scene.under(Op.CLEANUP, Source.KUBECTL)
     done = closing(record, {Op.CLEANUP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
@@ -185,9 +185,9 @@ def _purge(scene: Scene) -> Plan | None:
     stopping = stop_and_reap(scene, Op.PURGE, Source.KUBECTL)
     if stopping is not None:
         return stopping
-    removing = remove_container_and_sandbox(scene)
-    if removing:
-        return scene.do(*removing)
+    removing = take_down(scene, _op(scene), _source(scene))
+    if removing is not None:
+        return removing
     if scene.snapshots:
         return scene.do(*(RemoveWorkspace(snapshot.key, Ground.PURGE) for snapshot in scene.snapshots))
     match scene.world.observed.ledger:
@@ -274,9 +274,9 @@ def _then_removed(scene: Scene) -> Plan | None:
     stopping = stop_and_reap(scene, op, _source(scene))
     if stopping is not None:
         return stopping
-    removing = remove_container_and_sandbox(scene)
-    if removing:
-        return scene.do(*removing)
+    removing = take_down(scene, _op(scene), _source(scene))
+    if removing is not None:
+        return removing
     others = [snapshot.key for snapshot in scene.snapshots if snapshot.key != workspace.key]
     if len(others) < len(scene.snapshots):
         ground = Ground.ARCHIVED if scene.archived is not None else Ground.NEVER_STARTED
@@ -300,9 +300,9 @@ def _let_go(scene: Scene, message: str) -> Plan:
     stopping = stop_and_reap(scene, _op(scene), _source(scene))
     if stopping is not None:
         return stopping
-    removing = remove_container_and_sandbox(scene)
-    if removing:
-        return scene.do(*removing)
+    removing = take_down(scene, _op(scene), _source(scene))
+    if removing is not None:
+        return removing
     return scene.do(Finish(Outcome.SUCCESS, _phase(scene), message, release=True))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState
-from perdure.plan.certainty import Absent, Present
+from perdure.plan.certainty import Present, Unknown
 from perdure.plan.operations import closing, opening
 from perdure.plan.scene import Scene
 from perdure.plan.steps import (
@@ -26,7 +26,7 @@ from perdure.plan.world import (
     TaskState,
 )
 
-ENGINE_RETRY_SECONDS = 5.0
+SANDBOX_RETRY_SECONDS = 5.0
 DEFAULT_STOP_SIGNAL = "SIGTERM"
 
 
@@ -39,9 +39,9 @@ def stop_is_wanted(scene: Scene) -> Plan | None:
     if stopping is not None:
         return stopping
     if state is DesiredState.REMOVED:
-        removing = remove_container_and_sandbox(scene)
-        if removing:
-            return scene.under(op, Source.KUBECTL, *removing)
+        removing = take_down(scene, op, Source.KUBECTL)
+        if removing is not None:
+            return removing
     return _at_rest(scene, op)
 
 
@@ -77,11 +77,16 @@ def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
     return scene.under(op, source, ReapTask(container, ended, 0, None, None, record.restarts))
 
 
-def remove_container_and_sandbox(scene: Scene) -> tuple[Step, ...]:
-    """What is left of the container around the data; the snapshot stays."""
+def take_down(scene: Scene, op: Op, source: Source) -> Plan | None:
+    """What is left of the container around the data; the snapshot stays. None when nothing is left."""
+    sandbox = scene.world.observed.sandbox
     steps: list[Step] = []
     if isinstance(scene.world.observed.container, Present):
         steps.append(RemoveContainer(scene.world.ref.container_id))
-    if not isinstance(scene.world.observed.sandbox, Absent):
+    if isinstance(sandbox, Present):
         steps.append(RemoveSandbox())
-    return tuple(steps)
+    if steps:
+        return scene.under(op, source, *steps)
+    if isinstance(sandbox, Unknown):
+        return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + SANDBOX_RETRY_SECONDS)
+    return None

@@ -36,6 +36,7 @@ from perdure.plan.world import World
 from perdure.reconcile.data_steps import DataSteps
 from perdure.reconcile.hands import Hands, Place, live
 from perdure.reconcile.operation_steps import OperationSteps
+from perdure.reconcile.ports import StaleFence
 from perdure.reconcile.task_steps import TaskSteps
 
 log = structlog.get_logger(__name__)
@@ -52,6 +53,13 @@ class Executor:
 
     async def run(self, step: Step, world: World) -> None:
         """Do one step. Raises `PortError`."""
+        try:
+            await self._run(step, world)
+        except StaleFence:
+            self._hands.leases.drop(world.ref.uid)
+            raise
+
+    async def _run(self, step: Step, world: World) -> None:
         ref = world.ref
         match step:
             case Begin():

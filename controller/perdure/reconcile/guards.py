@@ -81,6 +81,7 @@ class Guards:
             self._absence = None
 
     def _freeze_identity(self, message: str) -> None:
+        """The first cause stays: in another cluster the ledger looks wrong, too."""
         if self._identity is None:
             log.error("identity_changed", message=message)
-        self._identity = Freeze(Reason.IDENTITY_CHANGED, message)
+            self._identity = Freeze(Reason.IDENTITY_CHANGED, message)

@@ -70,6 +70,10 @@ class LeaseKeeper:
                 # The lease may still be good; if it is not, the fence makes the work's own rows fail.
                 log.warning("lease_not_renewed", uid=uid, error=str(error))
 
+    def drop(self, uid: Uid) -> None:
+        """Somebody has taken it over: the next step takes a new one, with a fence of its own."""
+        self._leases.pop(uid, None)
+
     async def release(self, uid: Uid) -> None:
         """Give it back; a failure is no harm, it runs out by itself."""
         lease = self._leases.pop(uid, None)

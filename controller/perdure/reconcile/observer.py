@@ -137,7 +137,8 @@ class Observer:
         undecided = workspace is None or not workspace.prepared
         match desired:
             case Wanted(runtime):
-                due = workspace is None and runtime.spec.desired_state is DesiredState.RUNNING
+                to_run = runtime.spec.desired_state is DesiredState.RUNNING
+                due = workspace is None and (to_run or _half_restored(view))
                 restore = runtime.spec.restore
             case Terminating(runtime):
                 due = not record.released and (undecided or _purging(record, runtime))
@@ -162,6 +163,10 @@ def _key_of_interest(record: Record, desired: Desired) -> SnapshotKey | None:
     if record.workspace is None or not isinstance(desired, Wanted):
         return None
     return record.workspace.key
+
+
+def _half_restored(view: EngineView) -> bool:
+    return isinstance(view.snapshots, Present) and any(snapshot.gate is not None for snapshot in view.snapshots.it)
 
 
 def _runs(view: EngineView) -> bool:

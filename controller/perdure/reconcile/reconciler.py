@@ -70,6 +70,10 @@ class Reconciler:
             if world is None:
                 break
             plan_ = plan(world, loop.now())
+            if outcome == "failed" and plan_.steps:
+                # What comes before the failure in the order of the rules waits as long as what failed.
+                self._try_again_later(world)
+                break
             if plan_.steps and not await self._do(world, plan_):
                 outcome = "failed"
             elif plan_.settled or not plan_.steps:
@@ -172,6 +176,12 @@ class Reconciler:
             return
         loop.outbox.poke()
         loop.probe.finished(operation.op.value, Outcome.FAILURE.value, error.reason.value)
+
+    def _try_again_later(self, world: World) -> None:
+        runtime = _runtime(world)
+        failure = self._loop.retries.failure(world.ref.uid, runtime.generation if runtime is not None else 0)
+        delay = failure.retry_at - self._loop.now() if failure is not None else API_RETRY_SECONDS
+        self._loop.queue.add_in(world.ref.uid, max(0.0, delay))
 
     # ------------------------------------------------------------------------------------------ telling
 
