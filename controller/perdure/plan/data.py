@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
-from perdure.api.runtime import DesiredState
+from perdure.api.runtime import DesiredState, RestorePolicy
 from perdure.plan.certainty import Present
 from perdure.plan.data_source import Fresh, FromArchive, Undecided, choose
 from perdure.plan.scene import Scene, sandbox_if_missing
@@ -57,6 +57,12 @@ def workspace_must_exist(scene: Scene) -> Plan | None:
     """A first start: decide where the data comes from, then make the workspace. A stopped runtime needs none yet."""
     if scene.workspace is not None or scene.runtime.spec.desired_state is not DesiredState.RUNNING:
         return None
+    freeze = scene.world.freeze
+    asked_for_nothing = scene.runtime.spec.restore.policy is RestorePolicy.NONE
+    if freeze is not None and freeze.reason is Reason.IDENTITY_CHANGED and not asked_for_nothing:
+        # Another ledger knows of no archive: "nothing to bring back" is not its word to give.
+        scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, freeze.reason, freeze.message)
+        return scene.wait(freeze.reason, freeze.message, phase=Phase.PENDING)
     match choose(scene.runtime, scene.world.observed.ledger):
         case Undecided(reason, message, phase):
             if phase is Phase.BLOCKED:

@@ -15,6 +15,11 @@ from perdure.plan.certainty import Certain, Present
 from perdure.plan.view import archive_name
 from perdure.plan.world import ArchiveFacts, LedgerFacts
 
+LIFE_IS_OVER = (
+    "this object was deleted before and its data was dealt with then; the cluster seems to have been restored to an "
+    "earlier state. Delete it; an object created anew under this name gets the preserved data back"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
@@ -38,6 +43,8 @@ Choice = Fresh | FromArchive | Undecided
 
 def choose(runtime: Runtime, ledger: Certain[LedgerFacts]) -> Choice:
     """The source for the first workspace of this life."""
+    if isinstance(ledger, Present) and ledger.it.released:
+        return Undecided(Reason.IDENTITY_CHANGED, LIFE_IS_OVER, Phase.BLOCKED)
     if runtime.status.snapshot_key is not None:
         return _missing(runtime.status.snapshot_key, "its status")
     match ledger:
@@ -56,12 +63,6 @@ def choose(runtime: Runtime, ledger: Certain[LedgerFacts]) -> Choice:
 def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
     if facts.data_seen is not None:
         return _missing(facts.data_seen, "the ledger")
-    if facts.released:
-        return Undecided(
-            Reason.IDENTITY_CHANGED,
-            "the ledger says that this life ended: the cluster or the ledger was restored to another day",
-            Phase.BLOCKED,
-        )
     restore = runtime.spec.restore
     match restore.policy:
         case RestorePolicy.NONE:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Unknown
+from perdure.plan.data_source import LIFE_IS_OVER
 from perdure.plan.scene import Scene
 from perdure.plan.steps import (
     Note,
@@ -40,11 +41,7 @@ def life_is_over(scene: Scene) -> Plan | None:
     """The ledger ended this uid, yet the object is there and not Terminating: etcd was put back to an earlier day."""
     if not scene.record.released:
         return None
-    return scene.block(
-        Reason.IDENTITY_CHANGED,
-        "this object was deleted before and its data was dealt with then; the cluster seems to have been restored to "
-        "an earlier state. Delete it; an object created anew under this name gets the preserved data back",
-    )
+    return scene.block(Reason.IDENTITY_CHANGED, LIFE_IS_OVER)
 
 
 def deletion_was_undone(scene: Scene) -> Plan | None:
