@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.harness.api import Api
 from tests.e2e.harness.ledger import Ledger
-from tests.e2e.harness.machine import Machine, Stage
+from tests.e2e.harness.machine import Machine, Stage, standalone
 from tests.e2e.harness.processes import Operator, variables
 from tests.e2e.harness.site import Site
 
@@ -90,13 +90,8 @@ def new_operator(machine: Machine) -> Iterator[Callable[..., Operator]]:
 @pytest.fixture(scope="module")
 def stage(machine: Machine, new_operator: Callable[..., Operator]) -> Iterator[Stage]:
     """`perdure standalone`, ready, on a site and a ledger of this file's own."""
-    site, ledger = machine.new_site(), machine.new_ledger()
-    operator = new_operator("standalone", ledger, site)
-    operator.start()
-    yield Stage(machine, site, ledger, operator)
-    operator.stop()
-    site.clear()
-    machine.forget_nodes()
+    with standalone(machine, new_operator) as stage:
+        yield stage
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from tests.e2e.harness.api import Api
-from tests.e2e.harness.machine import Machine, Stage
+from tests.e2e.harness.machine import Machine, Stage, standalone
+from tests.e2e.harness.processes import Operator
 from tests.e2e.harness.runtimes import Runtime
 from tests.e2e.harness.waiting import eventually
 
@@ -16,6 +17,13 @@ from rig.clients import Kubectl
 from rig.controlplane import PORT_USERS, ControlPlane
 from rig.paths import CHECKOUT
 from rig.processes import ProcessIdentity
+
+
+@pytest.fixture
+def stage(machine: Machine, new_operator: Callable[..., Operator]) -> Iterator[Stage]:
+    """A node of each test's own: what one of them does to it is meant to last."""
+    with standalone(machine, new_operator) as stage:
+        yield stage
 
 
 @pytest.fixture
@@ -57,12 +65,12 @@ def restart(stage: Stage, **variables: str) -> None:
     stage.operator.start()
 
 
-@pytest.fixture
-def own_variables(stage: Stage) -> Iterator[None]:
-    """The operator ends up with the cluster and the ledger that it began with."""
-    own = dict(stage.operator.variables)
-    yield
-    restart(stage, **own)
+def wait_trusting(stage: Stage) -> None:
+    eventually(
+        lambda: trusted(stage.machine.api, stage.site.name),
+        "the node trusts what it is told again",
+        lambda seen: seen.get("status") == "True",
+    )
 
 
 def test_status_that_was_wiped_is_written_again_from_what_is_observed(stage: Stage, herd: list[Runtime]) -> None:
@@ -120,19 +128,22 @@ def other_cluster(machine: Machine) -> Iterator[ControlPlane]:
     plane.stop()
 
 
-@pytest.mark.usefixtures("own_variables")
 def test_kubeconfig_of_another_cluster_touches_nothing(
     stage: Stage, herd: list[Runtime], other_cluster: ControlPlane
 ) -> None:
-    before = processes_of(herd)
+    before, own = processes_of(herd), dict(stage.operator.variables)
     restart(stage, KUBECONFIG=str(other_cluster.admin_kubeconfig))
     message = wait_frozen(stage, "IdentityChanged", Api.of(other_cluster))
     assert "kubeconfig" in message
     assert processes_of(herd) == before
     assert all(runtime.run("cat /data/name") == f"{runtime.name}\n" for runtime in herd)
+    restart(stage, **own)
+    wait_trusting(stage)
+    assert processes_of(herd) == before
+    herd[0].delete_and_wait()
+    assert len(herd[0].archives()) == 1
 
 
-@pytest.mark.usefixtures("own_variables")
 def test_empty_ledger_removes_nothing_and_starts_nothing_empty(
     stage: Stage, herd: list[Runtime], kubectl: Kubectl
 ) -> None:
@@ -142,7 +153,7 @@ def test_empty_ledger_removes_nothing_and_starts_nothing_empty(
     stopped = herd.pop()
     stopped.patch(desiredState="Stopped")
     stopped.wait_phase("Stopped")
-    before = processes_of(herd)
+    before, own = processes_of(herd), dict(stage.operator.variables)
     restart(stage, PERDURE_DATABASE_URL=stage.machine.new_ledger().url)
     assert "ledger" in wait_frozen(stage, "IdentityChanged")
 
@@ -155,6 +166,13 @@ def test_empty_ledger_removes_nothing_and_starts_nothing_empty(
     kept.wait_condition("Ready", "False", "IdentityChanged")
     assert kept.pid() is None, "a ledger that knows nothing must not make a preserved runtime start empty"
     assert processes_of(herd) == before
+
+    restart(stage, **own)
+    wait_trusting(stage)
+    kept.wait_ready()
+    assert kept.run("cat /data/kept") == "kept\n"
+    herd[0].wait_gone()
+    assert len(herd[0].archives()) == 1
 
 
 def test_api_server_with_an_older_etcd_neither_stops_nor_brings_back_by_itself(

@@ -64,7 +64,7 @@ def test_mistake_in_the_spec_is_told_and_an_edit_resumes(stage: Stage, runtime: 
     runtime.wait_ready()
     runtime.patch(deletionPolicy="Purge")
     runtime.delete_and_wait()
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
 
 
 @pytest.mark.parametrize("mistake", ["unknown image", "command not found", "missing Secret"])
@@ -74,7 +74,7 @@ def test_mistake_that_was_never_corrected_leaves_nothing_after_its_deletion(
     runtime.apply(**BAD_SPECS[mistake][0])
     runtime.wait_phase("Failed")
     runtime.delete_and_wait()
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_archive_that_is_not_there_is_named_and_nothing_starts_empty(stage: Stag
     runtime.wait_phase("Failed")
     assert "br-oops-999" in runtime.wait_condition("Ready", "False", "ArchiveNotFound")["message"]
     assert runtime.pid() is None
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
 
 
 def test_archive_of_another_namespace_is_not_found(stage: Stage, runtime: Runtime, machine: Machine) -> None:
@@ -185,7 +185,7 @@ def test_damaged_archive_is_put_aside_and_nothing_ever_starts_empty_instead(
 def test_deleted_while_it_is_being_created(stage: Stage, runtime: Runtime, policy: str) -> None:
     runtime.apply(deletionPolicy=policy)
     runtime.delete_and_wait()
-    eventually(lambda: stage.site.things_of(runtime.uid), "nothing is left", lambda left: left == [])
+    runtime.wait_nothing_left()
     if policy == "Purge":
         assert stage.site.archive_files(namespace=runtime.kubectl.namespace) == []
 
@@ -198,7 +198,7 @@ def test_deleted_while_it_is_being_restored_keeps_the_archive(stage: Stage, runt
     for _interrupted in range(2):
         runtime.apply()
         runtime.delete_and_wait()
-        assert stage.site.things_of(runtime.uid) == []
+        runtime.wait_nothing_left()
     runtime.apply().wait_ready()
     assert runtime.run("sha256sum /data/random /data/notes") == notes
 
@@ -211,7 +211,7 @@ def test_purge_wished_for_while_it_is_being_preserved_purges(stage: Stage, runti
         "patch", runtime.resource, runtime.name, "--type=merge", "-p", '{"spec":{"deletionPolicy":"Purge"}}'
     )
     runtime.wait_gone()
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
     if changed.returncode == 0 and stage.ledger.edges(runtime.uid)[-1][0] == "purge":
         eventually(runtime.archives, "no RuntimeArchive is left", lambda left: left == [])
         assert stage.site.archive_files(namespace=runtime.kubectl.namespace) == []
@@ -253,7 +253,7 @@ def test_namespace_deleted_with_everything_in_it_preserves_the_data(stage: Stage
     (row,) = stage.ledger.archives(runtime.uid)
     assert row["state"] == "verified"
     assert len(stage.site.archive_files(namespace=name)) == 2
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
     eventually(lambda: machine.api.get(f"api/v1/namespaces/{name}"), "the namespace is gone", lambda found: not found)
 
 

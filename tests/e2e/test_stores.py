@@ -50,7 +50,7 @@ def test_runtime_whose_data_cannot_be_kept_runs_on_until_it_can(
     run(["mount", "-o", f"remount,{good}", store], timeout=10)
     runtime.wait_gone()
     assert len(runtime.archives()) == 1
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
     runtime.apply().wait_ready()
     assert difference(files, runtime.tree()) == []
     runtime.patch(deletionPolicy="Purge")

@@ -47,7 +47,7 @@ def test_files_outlive_crash_stop_and_delete_until_a_purge(stage: Stage, runtime
     manifest = json.loads(stored[0].read_text())
     assert manifest["sha256"] == archive["status"]["sha256"]
     assert archive["status"]["phase"] == "Verified"
-    assert stage.site.things_of(first_life) == []
+    runtime.wait_nothing_left()
 
     runtime.apply().wait_ready()
     assert runtime.uid != first_life
@@ -59,7 +59,7 @@ def test_files_outlive_crash_stop_and_delete_until_a_purge(stage: Stage, runtime
     runtime.delete_and_wait()
     eventually(runtime.archives, "no RuntimeArchive is left", lambda left: left == [])
     assert stage.site.archive_files(namespace=runtime.kubectl.namespace) == []
-    assert stage.site.things_of(runtime.uid) == []
+    runtime.wait_nothing_left()
     assert stage.site.things_of(first_life) == []
     runtime.apply().wait_ready()
     assert "random" not in runtime.run("ls /data")

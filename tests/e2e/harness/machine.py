@@ -1,6 +1,8 @@
 """The environment that end-to-end tests play on, and the stage that one file of them sets up there."""
 
 import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,3 +78,15 @@ class Stage:
 
     def runtime(self, kubectl: Kubectl, name: str, kind: Kind = Kind.BOT, **spec: Any) -> Runtime:
         return Runtime(kubectl, self.machine.api, self.site, name, kind, spec)
+
+
+@contextmanager
+def standalone(machine: Machine, new_operator: Callable[..., Operator]) -> Iterator[Stage]:
+    """`perdure standalone`, ready, on a site and a ledger of its own; nothing of it is left afterwards."""
+    site, ledger = machine.new_site(), machine.new_ledger()
+    operator = new_operator("standalone", ledger, site)
+    operator.start()
+    yield Stage(machine, site, ledger, operator)
+    operator.stop()
+    site.clear()
+    machine.forget_nodes()

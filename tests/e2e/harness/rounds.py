@@ -67,11 +67,10 @@ def _running(arena: Arena, chance: random.Random, runtime: Runtime) -> None:
 
 def _preserving(arena: Arena, chance: random.Random, runtime: Runtime) -> None:
     files = _filled(runtime)
-    uid = runtime.uid
     arena.while_killing(chance, runtime.delete)
     runtime.wait_gone()
     assert len(runtime.archives()) == 1
-    eventually(lambda: runtime.site.things_of(uid), f"nothing of {uid} is left on the node", lambda left: left == [])
+    runtime.wait_nothing_left()
     runtime.apply().wait_ready()
     assert difference(files, runtime.tree()) == []
 
@@ -120,7 +119,7 @@ def _purge(runtime: Runtime) -> None:
         runtime.delete()
     runtime.wait_gone()
     site = runtime.site
-    eventually(lambda: site.things_of(runtime.uid), f"nothing of {runtime.name} is left", lambda left: left == [])
+    runtime.wait_nothing_left()
     eventually(runtime.archives, f"no RuntimeArchive of {runtime.name} is left", lambda left: left == [])
     own = f"/{runtime.kubectl.namespace}/{runtime.kind.value}/{runtime.name}/"
     assert [path for path in site.archive_files() if own in str(path)] == []

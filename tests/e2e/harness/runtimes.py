@@ -136,6 +136,14 @@ class Runtime:
 
         eventually(look, f"{self.name} ({self.uid}) is gone", lambda found: found is None, seconds)
 
+    def wait_nothing_left(self) -> None:
+        """Wait until nothing on the node bears the uid of this life: its logs go last, when its object is gone."""
+        eventually(
+            lambda: self.site.things_of(self.uid),
+            f"nothing of {self.name} ({self.uid}) is left",
+            lambda left: left == [],
+        )
+
     def archives(self) -> list[Json]:
         """RuntimeArchives of this name, the oldest first."""
         found = self.api.items(f"{GROUP}/namespaces/{self.kubectl.namespace}/{ARCHIVE_PLURAL}")
