@@ -24,7 +24,9 @@ def test_a_deletion_can_begin_anywhere(phase: Phase) -> None:
 
 @pytest.mark.parametrize("phase", sorted(DELETING))
 def test_a_deletion_never_turns_back(phase: Phase) -> None:
-    assert EDGES[phase] <= DELETING
+    """It may be blocked, or given up by force; it never leads to anything that has or gets a process."""
+    given_up = {Phase.BLOCKED, Phase.STOPPING, Phase.REMOVED}
+    assert EDGES[phase] <= DELETING | given_up
 
 
 @pytest.mark.parametrize("phase", [Phase.FAILED, Phase.BLOCKED])
