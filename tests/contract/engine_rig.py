@@ -14,7 +14,7 @@ from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, Runti
 from perdure.api.runtime import PullPolicy, RuntimeSpec
 from perdure.plan.certainty import Present
 from perdure.plan.world import ArchiveFacts, ImageFacts, TaskFacts, TaskState, Workspace
-from perdure.reconcile.ports import ContainerPlan, Engine, EngineView, ResolvedEnv
+from perdure.reconcile.ports.engine import ContainerPlan, Engine, EngineView, ResolvedEnv
 
 
 class Program(Enum):

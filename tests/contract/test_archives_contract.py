@@ -14,7 +14,9 @@ from tests.fakes.engine import FakeMachine, FakeSnapshot
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, Uid
 from perdure.archive.local import LocalStore
 from perdure.plan.world import SnapshotFacts, Workspace
-from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, Archives, Layer, PortError, StoreError
+from perdure.reconcile.ports.archives import ArchiveRequest, Archives
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
 
 INSTALLATION = InstallationId("cluster-1")
 NODE = NodeId("node-1")

@@ -40,14 +40,8 @@ from perdure.kube.cluster import ENFORCE_LABEL, KubeCluster
 from perdure.kube.objects import KubeControllerCluster
 from perdure.plan.certainty import Absent, Present, Unknown
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import (
-    ApiUnavailable,
-    Cluster,
-    ControllerCluster,
-    Published,
-    SourceError,
-    StatusConflict,
-)
+from perdure.reconcile.ports.cluster import Cluster, ControllerCluster, Published
+from perdure.reconcile.ports.errors import ApiUnavailable, SourceError, StatusConflict
 from perdure.telemetry.metrics import new_metrics
 from rig.controlplane import ControlPlane
 

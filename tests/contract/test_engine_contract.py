@@ -27,7 +27,8 @@ from perdure.api.names import Kind
 from perdure.api.runtime import PullPolicy, RuntimeSpec
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import TaskState
-from perdure.reconcile.ports import EngineEvent, EngineRefused
+from perdure.reconcile.ports.engine import EngineEvent
+from perdure.reconcile.ports.errors import EngineRefused
 from rig.clients import Services
 
 

@@ -12,7 +12,7 @@ from tests.unit.journal.samples import record, ref, rows
 
 from perdure.api.names import InstallationId, Uid
 from perdure.journal.file import FileJournal
-from perdure.reconcile.ports import Journal, NodeMemory
+from perdure.reconcile.ports.journal import Journal, NodeMemory
 
 Reopen = Callable[[], Awaitable[Journal]]
 """End the process that has the journal and open it again in the next one."""

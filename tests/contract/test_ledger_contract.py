@@ -34,16 +34,9 @@ from perdure.ledger.database import Database
 from perdure.ledger.migrate import migrate
 from perdure.plan.certainty import Present
 from perdure.plan.world import LedgerFacts, Op
-from perdure.reconcile.ports import (
-    AgentLedger,
-    Binding,
-    BoundRow,
-    ControllerLedger,
-    LedgerUnavailable,
-    OperationRow,
-    PortError,
-    StaleFence,
-)
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.journal import OperationRow
+from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow, ControllerLedger
 
 LATEST = Restore()
 NONE = Restore(policy=RestorePolicy.NONE)

@@ -13,7 +13,7 @@ from tests.contract.engine_rig import new_ref
 from perdure.api.runtime import RuntimeSpec
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.certainty import Absent, Present
-from perdure.reconcile.ports import Sandbox
+from perdure.reconcile.ports.sandbox import Sandbox
 
 pytestmark = pytest.mark.root
 

@@ -34,7 +34,7 @@ from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
-from perdure.reconcile.ports import (
+from perdure.reconcile.ports.errors import (
     ApiUnavailable,
     EngineUnavailable,
     LedgerUnavailable,

@@ -16,7 +16,7 @@ from tests.crash.stories import SPEC
 from perdure.api.names import InstallationId, Kind
 from perdure.api.runtime import DeletionPolicy, RuntimeStatus
 from perdure.plan.world import Freeze, TaskState
-from perdure.reconcile.ports import NodeMemory
+from perdure.reconcile.ports.journal import NodeMemory
 
 BOTS = 5
 LONG_SECONDS = 300.0

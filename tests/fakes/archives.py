@@ -17,7 +17,9 @@ from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, RuntimeRef
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, Layer, StoreError
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import ArchiveCorrupt, StoreError
 
 
 @dataclass(slots=True)

@@ -33,7 +33,8 @@ from perdure.api.node import NodeStatus
 from perdure.api.runtime import Condition, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import ApiUnavailable, NamespaceFacts, Published, SourceError, StatusConflict
+from perdure.reconcile.ports.cluster import NamespaceFacts, Published
+from perdure.reconcile.ports.errors import ApiUnavailable, SourceError, StatusConflict
 
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every write with its name (`cluster.bind`); what it raises is the kill."""

@@ -21,15 +21,8 @@ from perdure.api.runtime import PullPolicy
 from perdure.engine.image_names import InvalidImageName, normalise
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, ImageFacts, SnapshotFacts, TaskFacts, TaskState, Workspace
-from perdure.reconcile.ports import (
-    ContainerPlan,
-    EngineEvent,
-    EngineInfo,
-    EngineRefused,
-    EngineView,
-    Layer,
-    Owned,
-)
+from perdure.reconcile.ports.engine import ContainerPlan, EngineEvent, EngineInfo, EngineView, Layer, Owned
+from perdure.reconcile.ports.errors import EngineRefused
 
 USERS = frozenset({"", "0", "root", "app", "1000"})
 """Who is in the images' user database."""

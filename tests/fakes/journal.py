@@ -12,7 +12,8 @@ from typing import Literal
 from perdure.api.conditions import Reason
 from perdure.api.names import Uid
 from perdure.plan.world import Record
-from perdure.reconcile.ports import NodeMemory, OperationRow, PortError
+from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.journal import NodeMemory, OperationRow
 
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every durable call with its name (`journal.commit`); what it raises is the kill."""

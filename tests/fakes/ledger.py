@@ -17,18 +17,9 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports import (
-    Binding,
-    BoundRow,
-    Lease,
-    LedgerIdentity,
-    LedgerUnavailable,
-    OperationFinished,
-    OperationRow,
-    OperationStarted,
-    PortError,
-    StaleFence,
-)
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.ledger import Binding, BoundRow, Lease, LedgerIdentity
 
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every call with its name (`ledger.begin`); what it raises is the kill."""

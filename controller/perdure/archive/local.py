@@ -27,7 +27,9 @@ from perdure.archive.jobs import Answer, Done, Export, Failed, Job, Known, Progr
 from perdure.archive.manifest import Manifest, ManifestError, Source
 from perdure.archive.stages import TOOLS_PATH, missing_tools
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, Layer, PortError, StoreError
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
 
 STALL_SECONDS: Final = 300.0
 """A job that reports nothing for so long hangs (a dead disk, a lost mount)."""

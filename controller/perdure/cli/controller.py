@@ -20,7 +20,8 @@ from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watch
 from perdure.kube.lease import LeaderLease
 from perdure.kube.preflight import NotInstalled, ensure_namespace, require_crds
 from perdure.ledger.controller import PostgresControllerLedger
-from perdure.reconcile.ports import ApiUnavailable, Objects
+from perdure.reconcile.ports.cluster import Objects
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 CHECKS = ("api", "ledger", "leader", "controller")
 

@@ -24,7 +24,8 @@ from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.plan.binding import Candidate
 from perdure.reconcile.binder import Binder, Office
-from perdure.reconcile.ports import Objects, PortError
+from perdure.reconcile.ports.cluster import Objects
+from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.workers import work_with
 

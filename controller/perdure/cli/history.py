@@ -67,7 +67,7 @@ def history(target: tuple[Kind, str], namespace: str, limit: int, output: str, *
 def _ledger(given: dict[str, Any]) -> str:
     """The ledger's connection string. Raises `CommandFailed`, `UsageError`."""
     from perdure.ledger.embedded import EmbeddedPostgres
-    from perdure.reconcile.ports import LedgerUnavailable
+    from perdure.reconcile.ports.errors import LedgerUnavailable
 
     url = read_database_url(given)
     if url is not None:
@@ -87,7 +87,7 @@ def _ledger(given: dict[str, Any]) -> str:
 
 def _read(url: str, query: HistoryQuery) -> list[HistoryRow]:
     from perdure.ledger.history import read_history
-    from perdure.reconcile.ports import LedgerUnavailable
+    from perdure.reconcile.ports.errors import LedgerUnavailable
     from perdure.telemetry import logs
 
     # The pool warns of each failed attempt; here the last word is enough.

@@ -40,7 +40,7 @@ from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
-from perdure.reconcile.ports import PortError
+from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
 from perdure.reconcile.retries import Retries

@@ -55,7 +55,7 @@ async def _list_nodes(kubeconfig: Path | None) -> list[dict[str, Any]]:
     from perdure.kube import paths
     from perdure.kube.access import ClusterSource, NoCluster
     from perdure.kube.client import ApiClient, ApiRefused
-    from perdure.reconcile.ports import ApiUnavailable
+    from perdure.reconcile.ports.errors import ApiUnavailable
 
     what = "listing RuntimeNodes"
     try:

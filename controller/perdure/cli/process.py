@@ -18,7 +18,7 @@ import uvloop
 from perdure.cli.settings import CommonSettings
 from perdure.kube.heartbeat import NodeNameTaken
 from perdure.kube.lease import LeadershipLost
-from perdure.reconcile.ports import PortError
+from perdure.reconcile.ports.errors import PortError
 from perdure.telemetry.health import Checks, HealthServer
 from perdure.telemetry.loop_lag import Heartbeat, measure
 from perdure.telemetry.metrics import Metrics, new_metrics

@@ -79,7 +79,7 @@ def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     from perdure.kube.access import NoCluster
     from perdure.kube.heartbeat import NodeNameTaken
     from perdure.kube.lease import LeadershipLost
-    from perdure.reconcile.ports import PortError
+    from perdure.reconcile.ports.errors import PortError
     from perdure.telemetry import logs
     from perdure.telemetry.health import AddressInUse
 

@@ -26,7 +26,7 @@ from perdure.kube.client import ApiClient
 from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watches
 from perdure.kube.lease import LeaderLease, LeaderTiming
 from perdure.ledger.embedded import EmbeddedPostgres
-from perdure.reconcile.ports import Objects
+from perdure.reconcile.ports.cluster import Objects
 
 CHECKS = ("api", "ledger", "leader", "controller", "engine", "node")
 PATIENT = LeaderTiming(deadline=math.inf)

@@ -1,1 +1,1 @@
-"""Container engines behind `perdure.reconcile.ports.Engine`. The only importer of grpc."""
+"""Container engines behind `perdure.reconcile.ports.engine.Engine`. The only importer of grpc."""

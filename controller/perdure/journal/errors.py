@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perdure.api.conditions import Reason
-from perdure.reconcile.ports import PortError
+from perdure.reconcile.ports.errors import PortError
 
 
 class JournalFailed(PortError):

@@ -20,7 +20,7 @@ from perdure.journal.frames import encode_entry
 from perdure.journal.log import Log, open_log
 from perdure.journal.state import Entry, Row, State
 from perdure.plan.world import Record
-from perdure.reconcile.ports import NodeMemory, OperationRow
+from perdure.reconcile.ports.journal import NodeMemory, OperationRow
 
 _logger = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from perdure.api.conditions import Reason
 from perdure.journal.durable import make_folder
 from perdure.journal.errors import JournalFailed
-from perdure.reconcile.ports import PortError
+from perdure.reconcile.ports.errors import PortError
 
 
 class NodeLocked(PortError):

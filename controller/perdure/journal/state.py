@@ -13,7 +13,7 @@ import msgspec
 
 from perdure.api.names import Uid
 from perdure.plan.world import Record
-from perdure.reconcile.ports import NodeMemory, OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import NodeMemory, OperationFinished, OperationRow, OperationStarted
 
 _ROWS_PER_ENTRY = 100
 

@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from perdure.kube.access import Access, ClusterSource, NoCluster, load_access
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 3.0

@@ -17,7 +17,8 @@ from perdure.kube.events import EventRecorder
 from perdure.kube.nodes import NodeReporter
 from perdure.kube.runtimes import RuntimeObjects
 from perdure.plan.certainty import Certain
-from perdure.reconcile.ports import ApiUnavailable, NamespaceFacts, SourceError
+from perdure.reconcile.ports.cluster import NamespaceFacts
+from perdure.reconcile.ports.errors import ApiUnavailable, SourceError
 from perdure.telemetry.metrics import Metrics
 
 SYSTEM_NAMESPACE = "kube-system"
@@ -45,7 +46,7 @@ def node_selector(node_id: NodeId) -> str:
 
 
 class KubeCluster:
-    """See `perdure.reconcile.ports.Cluster`. `node_id` None: everything is in scope (the controller)."""
+    """See `perdure.reconcile.ports.cluster.Cluster`. `node_id` None: everything is in scope (the controller)."""
 
     def __init__(self, client: ApiClient, metrics: Metrics, *, host: str, node_id: NodeId | None) -> None:
         component = "perdure-controller" if node_id is None else "perdure-agent"

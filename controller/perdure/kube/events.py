@@ -17,7 +17,7 @@ from perdure.api.names import API_VERSION
 from perdure.api.runtime import Runtime
 from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 REMEMBERED = 1000
 """Events that can still be counted up; older ones are written anew."""

@@ -17,7 +17,7 @@ from perdure.api.names import NodeId, NodeName
 from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.lease import ROLE_LABEL, holder_of, lease_body
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 NODE_LEASE_SECONDS = 40.0
 NODE_RENEW_SECONDS = 10.0

@@ -30,7 +30,7 @@ from perdure.kube.archives import ArchiveObject, parse_archive
 from perdure.kube.client import ApiClient
 from perdure.kube.kopf_settings import log_in, settings_for
 from perdure.kube.preflight import NotInstalled, require_crds
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0

@@ -19,7 +19,7 @@ import structlog
 from perdure.api.names import GROUP, LEASE_NAMESPACE
 from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 LEADER_LEASE = "perdure-controller"
 ROLE_LABEL = f"{GROUP}/lease"

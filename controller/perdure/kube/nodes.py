@@ -23,7 +23,7 @@ from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.heartbeat import NODE_LEASE_SECONDS, NODE_LEASE_SELECTOR, node_of_lease
 from perdure.kube.lease import LeaseWatch
 from perdure.kube.status import node_status_patch
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 POLL_SECONDS = 10.0
 LOOK_SECONDS = 60.0

@@ -26,7 +26,8 @@ from perdure.kube.archives import ArchiveObject, archive_body, archive_name, arc
 from perdure.kube.client import ApiClient, ApiRefused
 from perdure.kube.cluster import KubeCluster, find_namespace
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import ApiUnavailable, NamespaceFacts, Published, StatusConflict
+from perdure.reconcile.ports.cluster import NamespaceFacts, Published
+from perdure.reconcile.ports.errors import ApiUnavailable, StatusConflict
 from perdure.telemetry.metrics import Metrics
 
 _ATTEMPTS = 4
@@ -54,7 +55,7 @@ def release_patch(runtime: Runtime) -> dict[str, Any]:
 
 
 class KubeControllerCluster(KubeCluster):
-    """See `perdure.reconcile.ports.ControllerCluster`. `node_name` names the node of an id, for RuntimeArchives."""
+    """See `perdure.reconcile.ports.cluster.ControllerCluster`. `node_name` names the node of an id, for RuntimeArchives."""
 
     def __init__(
         self, client: ApiClient, metrics: Metrics, *, host: str, node_name: Callable[[NodeId], NodeName | None]

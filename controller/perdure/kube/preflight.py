@@ -9,7 +9,7 @@ from __future__ import annotations
 from perdure.api.names import ARCHIVE_PLURAL, GROUP, LEASE_NAMESPACE, NODE_PLURAL, VERSION, Kind
 from perdure.kube import paths
 from perdure.kube.client import ApiClient, ApiRefused
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 PLURALS = (*(kind.plural for kind in Kind), ARCHIVE_PLURAL, NODE_PLURAL)
 

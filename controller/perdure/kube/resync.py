@@ -16,7 +16,8 @@ import structlog
 
 from perdure.api.names import Kind, Uid
 from perdure.kube.cache import ListDifference, RuntimeCache
-from perdure.reconcile.ports import ApiUnavailable, Cluster
+from perdure.reconcile.ports.cluster import Cluster
+from perdure.reconcile.ports.errors import ApiUnavailable
 from perdure.telemetry.metrics import Metrics
 
 FIRST_SECONDS = 60.0

@@ -16,7 +16,7 @@ from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.status import status_patch
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
-from perdure.reconcile.ports import ApiUnavailable, StatusConflict
+from perdure.reconcile.ports.errors import ApiUnavailable, StatusConflict
 
 _ATTEMPTS = 4
 """Of a write that meets a newer version each time: after that the next reconcile tries."""

@@ -18,15 +18,9 @@ from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
-from perdure.reconcile.ports import (
-    Lease,
-    LedgerIdentity,
-    LedgerUnavailable,
-    OperationFinished,
-    OperationRow,
-    OperationStarted,
-    PortError,
-)
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
+from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.ledger import Lease, LedgerIdentity
 
 _TOKEN_BYTES = 16
 

@@ -13,7 +13,8 @@ from perdure.ledger import catalogue, operations
 from perdure.ledger.database import Database
 from perdure.ledger.identity import read_identity
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import Binding, BoundRow, LedgerIdentity, LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.ledger import Binding, BoundRow, LedgerIdentity
 
 _BIND = sql.SQL("""
 WITH bound AS (

@@ -21,7 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 T = TypeVar("T")
 Connection = AsyncConnection[DictRow]

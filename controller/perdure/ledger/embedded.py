@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 _logger = structlog.get_logger(__name__)
 

@@ -7,7 +7,8 @@ from psycopg import sql
 from perdure.api.names import InstallationId
 from perdure.ledger.database import Database
 from perdure.ledger.leases import HIGHEST_FENCE
-from perdure.reconcile.ports import LedgerIdentity, LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.ledger import LedgerIdentity
 
 _IDENTITY = sql.SQL(f"SELECT id, {HIGHEST_FENCE} AS fence FROM ledger_identity")
 

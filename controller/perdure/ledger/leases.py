@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from perdure.reconcile.ports import Lease, StaleFence
+from perdure.reconcile.ports.errors import StaleFence
+from perdure.reconcile.ports.ledger import Lease
 
 # The fence of the update is drawn after the row is locked: the later taker always has the higher one.
 ACQUIRE = sql.SQL("""

@@ -14,7 +14,7 @@ import structlog
 from psycopg import sql
 
 from perdure.ledger.database import Connection, Database
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 _logger = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ from psycopg import sql
 
 from perdure.api.names import InstallationId, NodeName, RuntimeRef
 from perdure.ledger.leases import HELD
-from perdure.reconcile.ports import OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 _STARTED_VALUES = """
     %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,

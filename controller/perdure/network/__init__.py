@@ -1,1 +1,1 @@
-"""Networks of runtimes behind `perdure.reconcile.ports.Sandbox`."""
+"""Networks of runtimes behind `perdure.reconcile.ports.sandbox.Sandbox`."""

@@ -15,11 +15,11 @@ from perdure.network import netns
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import SandboxFacts
-from perdure.reconcile.ports import SandboxFailed
+from perdure.reconcile.ports.errors import SandboxFailed
 
 
 class LoopbackSandbox:
-    """`perdure.reconcile.ports.Sandbox`. Names are `<run_dir>/netns/<uid>`; `run_dir` should not outlive a reboot."""
+    """`perdure.reconcile.ports.sandbox.Sandbox`. Names are `<run_dir>/netns/<uid>`; `run_dir` should not outlive a reboot."""
 
     def __init__(self, run_dir: Path) -> None:
         self._base = run_dir / "netns"

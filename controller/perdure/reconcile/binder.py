@@ -17,17 +17,9 @@ from perdure.api.runtime import Condition, Runtime, RuntimeStatus
 from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
 from perdure.plan.view import archive_name
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import (
-    ApiUnavailable,
-    BoundRow,
-    ControllerCluster,
-    ControllerLedger,
-    NamespaceFacts,
-    Objects,
-    PortError,
-    Published,
-    StatusConflict,
-)
+from perdure.reconcile.ports.cluster import ControllerCluster, NamespaceFacts, Objects, Published
+from perdure.reconcile.ports.errors import ApiUnavailable, PortError, StatusConflict
+from perdure.reconcile.ports.ledger import BoundRow, ControllerLedger
 from perdure.reconcile.queue import KeyedQueue
 
 RETRY_SECONDS = 5.0

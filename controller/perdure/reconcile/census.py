@@ -19,7 +19,10 @@ from perdure.api.runtime import Condition
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.world import TaskState
 from perdure.reconcile.guards import Guards
-from perdure.reconcile.ports import Cluster, Engine, EngineInfo, Journal, Objects, Owned, PortError
+from perdure.reconcile.ports.cluster import Cluster, Objects
+from perdure.reconcile.ports.engine import Engine, EngineInfo, Owned
+from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.journal import Journal
 from perdure.reconcile.queue import KeyedQueue
 
 MAX_LISTED_ORPHANS = 100

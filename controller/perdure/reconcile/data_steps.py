@@ -16,7 +16,8 @@ from perdure.api.names import RuntimeRef
 from perdure.plan.steps import AdoptSnapshot, Ground, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
 from perdure.plan.world import ArchiveFacts, Op, Record, Workspace
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place, workspace_of
-from perdure.reconcile.ports import ArchiveCorrupt, ArchiveRequest, PortError
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError
 
 log = structlog.get_logger(__name__)
 

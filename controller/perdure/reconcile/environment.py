@@ -10,7 +10,9 @@ from typing import TypeVar
 
 from perdure.api.conditions import Reason
 from perdure.api.runtime import EnvVar, KeySelector, Runtime
-from perdure.reconcile.ports import Cluster, ResolvedEnv, SourceError
+from perdure.reconcile.ports.cluster import Cluster
+from perdure.reconcile.ports.engine import ResolvedEnv
+from perdure.reconcile.ports.errors import SourceError
 
 _M = TypeVar("_M")
 

@@ -36,7 +36,7 @@ from perdure.plan.world import World
 from perdure.reconcile.data_steps import DataSteps
 from perdure.reconcile.hands import Hands, Place, live
 from perdure.reconcile.operation_steps import OperationSteps
-from perdure.reconcile.ports import StaleFence
+from perdure.reconcile.ports.errors import StaleFence
 from perdure.reconcile.task_steps import TaskSteps
 
 log = structlog.get_logger(__name__)

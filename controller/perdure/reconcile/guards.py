@@ -11,7 +11,8 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId
 from perdure.plan.world import Freeze
-from perdure.reconcile.ports import Journal, LedgerIdentity, NodeMemory
+from perdure.reconcile.ports.journal import Journal, NodeMemory
+from perdure.reconcile.ports.ledger import LedgerIdentity
 
 ABSENT_AT_LEAST = 3
 ABSENT_SHARE = 0.10

@@ -10,7 +10,13 @@ from perdure.api.runtime import Runtime
 from perdure.plan.world import Record, Terminating, Wanted, Workspace, World
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.outbox import Outbox
-from perdure.reconcile.ports import AgentLedger, Archives, Cluster, Engine, Journal, PortError, Sandbox
+from perdure.reconcile.ports.archives import Archives
+from perdure.reconcile.ports.cluster import Cluster
+from perdure.reconcile.ports.engine import Engine
+from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.journal import Journal
+from perdure.reconcile.ports.ledger import AgentLedger
+from perdure.reconcile.ports.sandbox import Sandbox
 from perdure.reconcile.probe import Probe
 
 REMOVE_SECONDS = 10.0

@@ -8,7 +8,9 @@ import random
 import structlog
 
 from perdure.api.names import NodeId
-from perdure.reconcile.ports import AgentLedger, Archives, PortError
+from perdure.reconcile.ports.archives import Archives
+from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.ledger import AgentLedger
 
 log = structlog.get_logger(__name__)
 

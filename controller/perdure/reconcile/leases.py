@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 import structlog
 
 from perdure.api.names import Uid
-from perdure.reconcile.ports import AgentLedger, Lease, PortError, StaleFence
+from perdure.reconcile.ports.errors import PortError, StaleFence
+from perdure.reconcile.ports.ledger import AgentLedger, Lease
 
 TTL_SECONDS = 60.0
 RENEWALS_PER_TTL = 3

@@ -24,7 +24,11 @@ from perdure.plan.world import (
     World,
 )
 from perdure.reconcile.guards import Guards
-from perdure.reconcile.ports import AgentLedger, Cluster, Engine, EngineView, Journal, Objects, Sandbox
+from perdure.reconcile.ports.cluster import Cluster, Objects
+from perdure.reconcile.ports.engine import Engine, EngineView
+from perdure.reconcile.ports.journal import Journal
+from perdure.reconcile.ports.ledger import AgentLedger
+from perdure.reconcile.ports.sandbox import Sandbox
 from perdure.reconcile.retries import Retries
 
 NOT_ASKED = Unknown("not asked: no decision depends on it now")

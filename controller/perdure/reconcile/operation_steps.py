@@ -16,7 +16,7 @@ from perdure.plan.operations import operation_id
 from perdure.plan.steps import Begin, Finish
 from perdure.plan.world import OpenOperation, Record, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
-from perdure.reconcile.ports import OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 log = structlog.get_logger(__name__)
 

@@ -7,7 +7,9 @@ import asyncio
 import structlog
 
 from perdure.api.names import NodeName
-from perdure.reconcile.ports import AgentLedger, Journal, PortError
+from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.journal import Journal
+from perdure.reconcile.ports.ledger import AgentLedger
 
 BATCH = 200
 RETRY_SECONDS = (0.5, 1.0, 2.0, 5.0)

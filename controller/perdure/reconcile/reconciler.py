@@ -22,7 +22,9 @@ from perdure.plan.world import Outcome, Record, Terminating, Wanted, World
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
 from perdure.reconcile.outbox import Outbox
-from perdure.reconcile.ports import Cluster, Journal, Objects, OperationFinished, PortError, StatusConflict
+from perdure.reconcile.ports.cluster import Cluster, Objects
+from perdure.reconcile.ports.errors import PortError, StatusConflict
+from perdure.reconcile.ports.journal import Journal, OperationFinished
 from perdure.reconcile.probe import Probe
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.retries import Retries

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from perdure.api.names import Uid
 from perdure.plan.world import Failure
-from perdure.reconcile.ports import PortError
+from perdure.reconcile.ports.errors import PortError
 
 FIRST_DELAY_SECONDS = 0.5
 MAX_DELAY_SECONDS = 60.0

@@ -15,7 +15,9 @@ from perdure.plan.steps import ReapTask, StartTask, StopTask
 from perdure.plan.world import Exit, ImageFacts, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
-from perdure.reconcile.ports import ContainerPlan, EngineRefused, NamespaceFacts, PortError, SourceError
+from perdure.reconcile.ports.cluster import NamespaceFacts
+from perdure.reconcile.ports.engine import ContainerPlan
+from perdure.reconcile.ports.errors import EngineRefused, PortError, SourceError
 
 KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""

@@ -15,7 +15,7 @@ from perdure.api.runtime import PullPolicy, ResourceLimits, Resources, RuntimeSp
 from perdure.engine.containerd import ContainerdEngine, ContainerdSettings
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.world import Workspace
-from perdure.reconcile.ports import ContainerPlan, ResolvedEnv
+from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv
 from rig.bench.cluster import BenchmarkError
 from rig.bench.stage import IMAGE, MEMORY_MIB, Stage, spoke
 from rig.environment import Environment

@@ -19,7 +19,8 @@ from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeI
 from perdure.archive.local import LocalStore
 from perdure.archive.manifest import Contents, Manifest, encode_frame, encode_manifest
 from perdure.plan.world import ArchiveFacts, Workspace
-from perdure.reconcile.ports import ArchiveRequest, Layer
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.engine import Layer
 
 INSTALLATION = InstallationId("7f1e0c9a-cluster")
 NODE = NodeId("node-1")

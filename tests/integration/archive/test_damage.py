@@ -18,7 +18,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, Uid
 from perdure.archive.extractor import _jailed_tar
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports import ArchiveCorrupt, StoreError
+from perdure.reconcile.ports.errors import ArchiveCorrupt, StoreError
 
 pytestmark = pytest.mark.root
 

@@ -22,7 +22,7 @@ from tests.rig_support.tree import describe
 from perdure.api.conditions import Reason
 from perdure.archive import layout
 from perdure.archive.tree import MAX_PATH
-from perdure.reconcile.ports import StoreError
+from perdure.reconcile.ports.errors import StoreError
 
 pytestmark = pytest.mark.root
 

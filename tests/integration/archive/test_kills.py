@@ -19,7 +19,7 @@ from tests.rig_support.tree import describe
 
 import perdure
 from perdure.api.conditions import Reason
-from perdure.reconcile.ports import StoreError
+from perdure.reconcile.ports.errors import StoreError
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 

@@ -16,7 +16,7 @@ from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import migrate
 from perdure.plan.world import Op, Outcome, Source
-from perdure.reconcile.ports import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
 
 pytestmark = pytest.mark.env
 

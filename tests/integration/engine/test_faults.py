@@ -26,7 +26,7 @@ from perdure.engine.containerd.rpc import Connection
 from perdure.engine.containerd.services import Services, expiry_label
 from perdure.plan.certainty import Absent, Present, Unknown
 from perdure.plan.world import TaskFacts, TaskState
-from perdure.reconcile.ports import EngineRefused, EngineUnavailable
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 from rig.clients import Ctr
 from rig.clients import Services as Environment
 from rig.containerd import Containerd

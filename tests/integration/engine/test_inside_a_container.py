@@ -12,7 +12,7 @@ from tests.contract.engine_rig_containerd import output
 from perdure.api.names import RuntimeRef
 from perdure.api.runtime import Dns, HostAlias, Network, ResourceLimits, ResourceRequests, Resources, RuntimeSpec
 from perdure.plan.world import Exit
-from perdure.reconcile.ports import ResolvedEnv
+from perdure.reconcile.ports.engine import ResolvedEnv
 from rig.containerd import cgroups_named
 
 pytestmark = [pytest.mark.root, pytest.mark.env]

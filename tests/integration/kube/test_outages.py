@@ -18,7 +18,7 @@ from perdure.kube.intake import Intake, runtime_watches
 from perdure.kube.objects import KubeControllerCluster
 from perdure.kube.preflight import NotInstalled, require_crds
 from perdure.kube.resync import Resync, ResyncReport
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 from perdure.telemetry.metrics import Metrics
 from rig.clients import Kubectl
 from rig.controlplane import ControlPlane

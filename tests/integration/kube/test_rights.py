@@ -26,7 +26,8 @@ from perdure.kube.nodes import NodeCache
 from perdure.kube.objects import KubeControllerCluster
 from perdure.kube.preflight import ensure_namespace, require_crds
 from perdure.plan.certainty import Present
-from perdure.reconcile.ports import ApiUnavailable, Published, SourceError
+from perdure.reconcile.ports.cluster import Published
+from perdure.reconcile.ports.errors import ApiUnavailable, SourceError
 from perdure.telemetry.metrics import Metrics
 from rig.clients import Kubectl
 from rig.controlplane import ControlPlane

@@ -8,7 +8,8 @@ from perdure.api.archive import object_name
 from perdure.api.names import ChainId, Kind, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.phases import Phase
 from perdure.plan.world import ArchiveFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports import AgentLedger, Lease, OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
+from perdure.reconcile.ports.ledger import AgentLedger, Lease
 
 NODE_A, NODE_B = NodeId("node-a"), NodeId("node-b")
 NAME_A, NAME_B = NodeName("a"), NodeName("b")

@@ -24,7 +24,8 @@ from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.embedded import EmbeddedPostgres
 from perdure.ledger.migrate import migrate
 from perdure.plan.certainty import Present, Unknown
-from perdure.reconcile.ports import LedgerUnavailable, OperationRow, StaleFence
+from perdure.reconcile.ports.errors import LedgerUnavailable, StaleFence
+from perdure.reconcile.ports.journal import OperationRow
 
 HASTY = DatabaseSettings(connect_seconds=2.0, statement_seconds=1.0, deadline_seconds=3.0)
 CLUSTER = InstallationId("cluster")

@@ -13,7 +13,7 @@ from psycopg import sql
 from perdure.ledger import embedded as embedded_module
 from perdure.ledger.database import Database
 from perdure.ledger.embedded import EmbeddedPostgres
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 pytestmark = pytest.mark.env
 

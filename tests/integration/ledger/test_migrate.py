@@ -13,7 +13,7 @@ from perdure.ledger import migrate as migrate_module
 from perdure.ledger.database import Database
 from perdure.ledger.identity import read_identity
 from perdure.ledger.migrate import check_schema, known_migrations, migrate
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 pytestmark = pytest.mark.env
 

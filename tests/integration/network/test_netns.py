@@ -19,7 +19,7 @@ from perdure.network import netns
 from perdure.network.netns import NameState
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.certainty import Absent, Unknown
-from perdure.reconcile.ports import SandboxFailed
+from perdure.reconcile.ports.errors import SandboxFailed
 
 pytestmark = pytest.mark.root
 

@@ -14,7 +14,7 @@ from perdure.api.names import Kind
 from perdure.cli.history import duration
 from perdure.cli.main import main
 from perdure.ledger.history import HistoryQuery, HistoryRow
-from perdure.reconcile.ports import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable
 
 URL = "postgresql://perdure:hunter2@db/perdure"
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)

@@ -13,7 +13,7 @@ import pytest
 import perdure.cli
 from perdure.cli.main import main
 from perdure.cli.settings import AgentSettings, ControllerSettings, DatabaseUrl, StandaloneSettings
-from perdure.reconcile.ports import EngineUnavailable
+from perdure.reconcile.ports.errors import EngineUnavailable
 from perdure.telemetry.health import Address
 from perdure.telemetry.logs import LogFormat, LogLevel
 

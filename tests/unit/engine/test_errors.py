@@ -7,7 +7,7 @@ import pytest
 
 from perdure.api.conditions import Reason
 from perdure.engine.containerd.errors import AlreadyExists, NotFound, RpcFailed, RpcTimeout, start_refusal, translate
-from perdure.reconcile.ports import EngineRefused, EngineUnavailable
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 
 def answer(code: grpc.StatusCode, text: str = "") -> EngineUnavailable | EngineRefused:

@@ -20,7 +20,8 @@ from perdure.engine.oci.process import argument_vector, environment, expand, wor
 from perdure.engine.oci.seccomp import default_profile
 from perdure.engine.oci.users import resolve_user
 from perdure.plan.world import ImageFacts
-from perdure.reconcile.ports import ContainerPlan, EngineRefused, ResolvedEnv
+from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv
+from perdure.reconcile.ports.errors import EngineRefused
 
 REF = RuntimeRef(Kind.BOT, "agents", "hermes", Uid("u-1"), NamespaceUid("n-1"))
 NODE = NodeFeatures("x86_64", False, True, "", "Europe/Berlin", Path("/etc/resolv.conf"))

@@ -18,7 +18,7 @@ from perdure.engine.containerd.overlay import NotOverlay, disk_layers, is_mounte
 from perdure.engine.containerd.services import label_filter
 from perdure.engine.containerd.tasks import signal_number
 from perdure.engine.mounted_files import MountedFileStore, hosts, resolv_conf
-from perdure.reconcile.ports import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused
 
 ROOT = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots"
 OVERLAY = Mount(

@@ -16,7 +16,7 @@ from perdure.plan.world import (
     Source,
     Workspace,
 )
-from perdure.reconcile.ports import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
 
 
 def ref(n: int = 1) -> RuntimeRef:

@@ -27,7 +27,7 @@ from perdure.journal.file import FILE_NAME, FileJournal, JournalSettings
 from perdure.journal.frames import VERSION, Header, encode_entry, encode_frame, encode_header, replay
 from perdure.journal.log import open_log
 from perdure.journal.state import Entry
-from perdure.reconcile.ports import NodeMemory, OperationFinished
+from perdure.reconcile.ports.journal import NodeMemory, OperationFinished
 
 SMALL = JournalSettings(reserve_bytes=0, compact_bytes=4096)
 

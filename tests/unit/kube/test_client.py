@@ -15,7 +15,7 @@ from perdure.kube.access import ClusterSource, NoCluster
 from perdure.kube.client import ApiClient, ApiRefused
 from perdure.kube.runtimes import RuntimeObjects
 from perdure.plan.certainty import Absent, Unknown
-from perdure.reconcile.ports import ApiUnavailable
+from perdure.reconcile.ports.errors import ApiUnavailable
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REF = RuntimeRef(Kind.BOT, "ns", "bot", Uid("u"), NamespaceUid("n"))

@@ -10,7 +10,7 @@ from tests.property.worlds import Draw
 from perdure.api.conditions import Reason
 from perdure.api.runtime import EnvSource, EnvVar, FieldSelector, KeySelector, Runtime
 from perdure.reconcile.environment import resolve
-from perdure.reconcile.ports import SourceError
+from perdure.reconcile.ports.errors import SourceError
 
 
 @pytest.fixture

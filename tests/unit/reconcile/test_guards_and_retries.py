@@ -10,7 +10,8 @@ from tests.fakes.journal import FakeJournal, JournalDisk
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Uid
 from perdure.reconcile.guards import Guards, too_many_absent
-from perdure.reconcile.ports import EngineUnavailable, LedgerIdentity
+from perdure.reconcile.ports.errors import EngineUnavailable
+from perdure.reconcile.ports.ledger import LedgerIdentity
 from perdure.reconcile.retries import Retries
 
 UID = Uid("uid-1")

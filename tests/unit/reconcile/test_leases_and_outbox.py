@@ -10,7 +10,7 @@ from tests.unit.journal.samples import rows
 from perdure.api.names import NodeId, NodeName, Uid
 from perdure.reconcile.leases import TTL_SECONDS, LeaseKeeper
 from perdure.reconcile.outbox import Outbox
-from perdure.reconcile.ports import LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 
 UID = Uid("uid-1")
 NODE = NodeId("node-1")

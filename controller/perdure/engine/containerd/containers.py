@@ -23,7 +23,8 @@ from perdure.engine.oci import schema
 from perdure.engine.oci.builder import Surroundings, build_spec
 from perdure.engine.oci.node import NodeFeatures
 from perdure.engine.oci.users import resolve_user
-from perdure.reconcile.ports import ContainerPlan, EngineRefused
+from perdure.reconcile.ports.engine import ContainerPlan
+from perdure.reconcile.ports.errors import EngineRefused
 
 ACCOUNT_FILE_BYTES = 1 << 20
 """Largest /etc/passwd or /etc/group that is read."""

@@ -25,16 +25,8 @@ from perdure.engine.mounted_files import MountedFileStore
 from perdure.engine.oci.node import detect
 from perdure.plan.certainty import Certain
 from perdure.plan.world import ImageFacts, TaskFacts, Workspace
-from perdure.reconcile.ports import (
-    ContainerPlan,
-    EngineEvent,
-    EngineInfo,
-    EngineRefused,
-    EngineUnavailable,
-    EngineView,
-    Layer,
-    Owned,
-)
+from perdure.reconcile.ports.engine import ContainerPlan, EngineEvent, EngineInfo, EngineView, Layer, Owned
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +34,7 @@ OOM_TOPIC = "/tasks/oom"
 
 
 class ContainerdEngine:
-    """`perdure.reconcile.ports.Engine` on one containerd. Must be made in the event loop that uses it."""
+    """`perdure.reconcile.ports.engine.Engine` on one containerd. Must be made in the event loop that uses it."""
 
     def __init__(self, settings: ContainerdSettings) -> None:
         node = detect()

@@ -11,7 +11,7 @@ import re
 import grpc
 
 from perdure.api.conditions import Reason
-from perdure.reconcile.ports import EngineRefused, EngineUnavailable
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 _AWAY = frozenset(
     {

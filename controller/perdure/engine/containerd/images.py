@@ -25,7 +25,7 @@ from perdure.engine.containerd.services import Services, expiry_label
 from perdure.engine.image_names import InvalidImageName, normalise
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ImageFacts
-from perdure.reconcile.ports import EngineRefused, PortError
+from perdure.reconcile.ports.errors import EngineRefused, PortError
 
 _log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, InstallationId, Kind, NamespaceUid, RuntimeRef, SnapshotKey, Uid
 from perdure.engine.containerd.messages import ContainerRecord, SnapshotInfo
 from perdure.plan.world import ContainerFacts, SnapshotFacts, Workspace
-from perdure.reconcile.ports import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused
 
 _CONTAINER_ID = re.compile(r"(?:br|gr)-(.+)")
 _KEY = re.compile(r"(?:br|gr)-.+-([0-9]+)")

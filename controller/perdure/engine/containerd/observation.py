@@ -27,7 +27,8 @@ from perdure.engine.containerd.services import Services, label_filter
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, SnapshotFacts, TaskFacts, TaskState
-from perdure.reconcile.ports import EngineView, Owned, PortError
+from perdure.reconcile.ports.engine import EngineView, Owned
+from perdure.reconcile.ports.errors import PortError
 
 _STATES = {
     ProcessStatus.CREATED: TaskState.CREATED,

@@ -28,7 +28,7 @@ from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.engine.containerd.workspaces import Workspaces
 from perdure.plan.certainty import Present
 from perdure.plan.world import TaskFacts, TaskState
-from perdure.reconcile.ports import EngineRefused, EngineUnavailable
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 _log = structlog.get_logger(__name__)
 

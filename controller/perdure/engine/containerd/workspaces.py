@@ -20,7 +20,8 @@ from perdure.engine.containerd.messages import ContainerRecord, Mount, SnapshotI
 from perdure.engine.containerd.overlay import DiskLayers
 from perdure.engine.containerd.services import Services
 from perdure.plan.world import Workspace
-from perdure.reconcile.ports import EngineRefused, EngineUnavailable, Layer
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 _log = structlog.get_logger(__name__)
 

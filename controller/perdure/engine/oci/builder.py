@@ -16,7 +16,8 @@ from perdure.engine.oci.node import NodeFeatures
 from perdure.engine.oci.process import argument_vector, environment, expand, working_directory
 from perdure.engine.oci.schema import Mount
 from perdure.engine.oci.seccomp import default_profile
-from perdure.reconcile.ports import ContainerPlan, EngineRefused
+from perdure.reconcile.ports.engine import ContainerPlan
+from perdure.reconcile.ports.errors import EngineRefused
 
 BASELINE_CAPABILITIES = (
     "CAP_AUDIT_WRITE",

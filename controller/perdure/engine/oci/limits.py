@@ -6,7 +6,7 @@ from perdure.api.conditions import Reason
 from perdure.api.quantity import InvalidQuantity, parse_bytes, parse_millicores
 from perdure.api.runtime import Resources as ResourceSpec
 from perdure.engine.oci.schema import Cpu, DeviceRule, Memory, Pids, Resources
-from perdure.reconcile.ports import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused
 
 PERIOD_MICROSECONDS = 100_000
 MINIMUM_QUOTA = 1_000

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from perdure.api.conditions import Reason
-from perdure.reconcile.ports import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused
 
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_.-][A-Za-z0-9_.-]*)\)")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from perdure.api.conditions import Reason
 from perdure.engine.oci.schema import User
-from perdure.reconcile.ports import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused
 
 MAX_ID = 2**31 - 1
 """Largest uid or gid that runc takes (libcontainer/user)."""

@@ -1,0 +1,51 @@
+"""Stores of archives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from perdure.api.names import (
+    InstallationId,
+    NodeId,
+    RuntimeRef,
+)
+from perdure.plan.world import (
+    ArchiveFacts,
+    Workspace,
+)
+from perdure.reconcile.ports.engine import Layer
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRequest:
+    """What an archive is to be called and what its manifest says of where it came from."""
+
+    installation: InstallationId
+    ref: RuntimeRef
+    sequence: int
+    node_id: NodeId
+    workspace: Workspace
+
+
+class Archives(Protocol):
+    """Stores of archives. Raises `StoreError` or `ArchiveCorrupt`."""
+
+    async def preflight(self, layer_bytes: int | None) -> None:
+        """The store can be written and has room for `layer_bytes` (None: for a little)."""
+
+    async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:
+        """Write, fsync, read back and verify against the manifest and against an independent walk of the layer. Only
+        then does it return. An archive of the same sequence that is complete and verifies is returned as it is."""
+
+    async def restore(self, archive: ArchiveFacts, layer: Layer) -> None:
+        """Verify the hash that the catalogue knows, extract in a jail into staging, fsync, rename into place."""
+
+    async def verify(self, archive: ArchiveFacts) -> None: ...
+
+    async def delete(self, archive: ArchiveFacts) -> None:
+        """Remove the manifest, then the bytes, also of what was set aside under this sequence. Not there: nothing."""
+
+    async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
+        """Sequences of what the store holds under the name of this runtime, whatever its uid."""

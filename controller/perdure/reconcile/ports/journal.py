@@ -1,0 +1,89 @@
+"""The node's own record, and the rows that go from it to the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from perdure.api.names import (
+    InstallationId,
+    OperationId,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+)
+from perdure.api.phases import Phase
+from perdure.plan.world import (
+    Op,
+    Outcome,
+    Record,
+    Source,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OperationStarted:
+    """Intent row. The id is deterministic: written twice, it is one row."""
+
+    id: OperationId
+    ref: RuntimeRef
+    op: Op
+    source: Source
+    at: float
+    before: Phase | None
+    image: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationFinished:
+    id: OperationId
+    ref: RuntimeRef
+    at: float
+    outcome: Outcome
+    after: Phase
+    error_code: str = ""
+    """The `Reason` of the failure."""
+    message: str = ""
+    snapshot_key: SnapshotKey | None = None
+    image: str = ""
+    """The image whose layers the snapshot stands on."""
+
+
+OperationRow = OperationStarted | OperationFinished
+
+
+@dataclass(frozen=True, slots=True)
+class NodeMemory:
+    """What the node remembers of the world outside, so that it notices when that world is another one."""
+
+    installation: InstallationId | None = None
+    ledger: str | None = None
+    """The ledger's identity (a random id in the database)."""
+    highest_fence: int = 0
+
+
+class Journal(Protocol):
+    """The node's own record: append-only, fsynced before a call returns. Raises `PortError(JournalFailed)`."""
+
+    def records(self) -> Mapping[Uid, Record]: ...
+
+    def record(self, uid: Uid) -> Record | None: ...
+
+    def memory(self) -> NodeMemory: ...
+
+    async def commit(
+        self,
+        *,
+        put: Record | None = None,
+        forget: Uid | None = None,
+        rows: Sequence[OperationRow] = (),
+        memory: NodeMemory | None = None,
+    ) -> None:
+        """All of it in one durable append: it is there entirely or not at all."""
+
+    def unsent(self) -> Sequence[OperationRow]:
+        """Rows that the ledger has not confirmed, oldest first."""
+
+    async def sent(self, count: int) -> None:
+        """The ledger confirmed the first `count` of `unsent()`."""
