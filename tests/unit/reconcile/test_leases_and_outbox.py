@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+
 import pytest
 from tests.fakes.journal import FakeJournal
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.unit.journal.samples import rows
 
 from perdure.api.names import NodeId, NodeName, Uid
-from perdure.reconcile.leases import TTL_SECONDS, LeaseKeeper
-from perdure.reconcile.outbox import Outbox
+from perdure.reconcile.leases import RENEWALS_PER_TTL, TTL_SECONDS, LeaseKeeper
+from perdure.reconcile.outbox import RETRY_SECONDS, Outbox
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 
 UID = Uid("uid-1")
@@ -108,3 +111,121 @@ async def test_rows_wait_in_the_journal_while_the_ledger_is_away(tables: LedgerT
     tables.away = None
     await outbox.flush()
     assert journal.unsent() == ()
+
+
+# ---------------------------------------------------------------------------------------------- as time goes by
+
+RENEWAL_SECONDS = TTL_SECONDS / RENEWALS_PER_TTL
+
+
+class Timed:
+    """A keeper whose clock, and whose ledger's clock, is that of the event loop."""
+
+    def __init__(self) -> None:
+        self.now = asyncio.get_running_loop().time
+        self.tables = LedgerTables(now=self.now)
+        self.keeper = LeaseKeeper(FakeAgentLedger(NODE, self.tables), self.now)
+
+
+@pytest.mark.looptime
+async def test_a_kept_lease_outlives_its_time_as_long_as_the_work_goes_on() -> None:
+    timed = Timed()
+    async with timed.keeper.kept(UID) as lease:
+        await asyncio.sleep(10 * TTL_SECONDS)
+        held = timed.tables.leases[UID]
+        assert held.fence == lease.fence
+        assert held.expires_at > timed.now() + TTL_SECONDS - 2 * RENEWAL_SECONDS
+        with pytest.raises(PortError, match="holds it"):
+            await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
+
+
+@pytest.mark.looptime
+async def test_a_kept_lease_is_not_renewed_after_the_work() -> None:
+    timed = Timed()
+    with pytest.raises(RuntimeError, match="the work failed"):
+        async with timed.keeper.kept(UID):
+            raise RuntimeError("the work failed")
+    await asyncio.sleep(TTL_SECONDS + 1)
+    taken = await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
+    await asyncio.sleep(RENEWAL_SECONDS)
+    assert timed.tables.leases[UID].token == taken.token
+
+
+@pytest.mark.looptime
+async def test_a_renewal_that_fails_is_tried_again_while_the_lease_is_good() -> None:
+    timed = Timed()
+    async with timed.keeper.kept(UID) as lease:
+        timed.tables.away = "connection refused"
+        await asyncio.sleep(RENEWAL_SECONDS + 1)
+        timed.tables.away = None
+        await asyncio.sleep(TTL_SECONDS)
+        assert timed.tables.leases[UID].fence == lease.fence
+        assert timed.tables.leases[UID].expires_at > timed.now()
+
+
+@pytest.mark.looptime
+async def test_a_lease_that_was_dropped_is_not_renewed_any_more() -> None:
+    timed = Timed()
+    async with timed.keeper.kept(UID):
+        timed.keeper.drop(UID)
+        held = timed.tables.leases[UID].expires_at
+        await asyncio.sleep(2 * RENEWAL_SECONDS)
+        assert timed.tables.leases[UID].expires_at == held
+
+
+async def test_after_a_drop_a_lease_of_its_own_is_taken_at_once(keeper: LeaseKeeper, tables: LedgerTables) -> None:
+    first = await keeper.hold(UID, 10)
+    taken = await FakeAgentLedger(NODE, tables).acquire(UID, TTL_SECONDS)
+    assert await keeper.hold(UID, 10) == first  # nobody told it yet
+    keeper.drop(UID)
+    assert (await keeper.hold(UID, 10)).fence > taken.fence > first.fence
+
+
+@pytest.mark.looptime
+async def test_the_outbox_tries_again_with_growing_delays_until_the_ledger_is_back() -> None:
+    loop = asyncio.get_running_loop()
+    journal, tables = FakeJournal(), LedgerTables(now=loop.time, away="connection refused")
+    asked: list[float] = []
+    ledger = FakeAgentLedger(
+        NODE, tables, on_call=lambda _, when: asked.append(loop.time()) if when == "before" else None
+    )
+    outbox = Outbox(journal, ledger, NodeName("node"))
+    await journal.commit(rows=rows(1))
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(sum(RETRY_SECONDS) + RETRY_SECONDS[-1] + 0.1)
+    waits = [later - sooner for sooner, later in itertools.pairwise(asked)]
+    assert waits == pytest.approx([*RETRY_SECONDS, RETRY_SECONDS[-1]])
+    assert list(journal.unsent()) == list(rows(1))
+
+    await journal.commit(rows=rows(2))
+    outbox.poke()
+    tables.away = None
+    await asyncio.sleep(RETRY_SECONDS[-1])
+    assert journal.unsent() == ()
+    assert [entry.id for entry in tables.operations.values()] == ["operation-1", "operation-2"]
+    await _end(running)
+
+
+@pytest.mark.looptime
+async def test_the_outbox_sends_at_once_when_poked_and_asks_nothing_when_not() -> None:
+    loop = asyncio.get_running_loop()
+    journal, tables = FakeJournal(), LedgerTables(now=loop.time)
+    calls: list[str] = []
+    outbox = Outbox(
+        journal, FakeAgentLedger(NODE, tables, on_call=lambda name, _: calls.append(name)), NodeName("node")
+    )
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(3600)
+    assert calls == []
+    for n in (1, 2, 3):
+        await journal.commit(rows=rows(n))
+        outbox.poke()
+        await asyncio.sleep(0.001)
+        assert journal.unsent() == ()
+    assert [entry.id for entry in tables.operations.values()] == ["operation-1", "operation-2", "operation-3"]
+    await _end(running)
+
+
+async def _end(running: asyncio.Task[None]) -> None:
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
