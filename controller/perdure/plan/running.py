@@ -104,16 +104,17 @@ def container_fits(scene: Scene) -> Plan | None:
     container, workspace = scene.world.observed.container, scene.workspace
     if workspace is None:
         return None
-    alive = scene.task is not None and scene.task.state is TaskState.RUNNING
+    # Alive, or created by a start that was cut off: the engine changes no container that has a task.
+    held = scene.task is not None
     if isinstance(container, Present):
-        if _runs_what_is_wanted(scene) and (alive or container.it.spec_hash == scene.mark):
+        if _runs_what_is_wanted(scene) and (held or container.it.spec_hash == scene.mark):
             if container.it.spec_hash != scene.mark:
                 message = "the new limits count from the next start"
                 scene.draft.set(ConditionType.RESOURCES_APPLIED, Truth.FALSE, Reason.PENDING_RESTART, message)
             else:
                 scene.draft.set(ConditionType.RESOURCES_APPLIED, Truth.TRUE, Reason.APPLIED)
             return None
-        if alive:
+        if held:
             return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
         if container.it.snapshot_key != workspace.key:
             return scene.under(Op.START, Source.AUTO_RECONCILE, RemoveContainer(scene.world.ref.container_id))
@@ -164,7 +165,7 @@ def task_runs(scene: Scene) -> Plan | None:
     missing = sandbox_if_missing(scene)
     if missing:
         return scene.under(op, source, *missing)
-    refresh = scene.image if reads_sources(scene.runtime.spec) else None
+    refresh = scene.image if task is None and reads_sources(scene.runtime.spec) else None
     if refresh is not None and refresh.chain_id != workspace.chain_id:
         refresh = None
     start = StartTask(scene.world.ref.container_id, workspace.key, refresh, scene.mark)
