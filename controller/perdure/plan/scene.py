@@ -91,6 +91,8 @@ class Scene:
             return Phase.PURGING if purging else Phase.PRESERVING
         if self.workspace is not None and self.workspace.gate is not None:
             return Phase.RESTORING
+        if self.workspace is not None and operation is not None and operation.op is Op.RESTORE:
+            return Phase.CREATING  # the data is in place: what is left of the operation is a start
         return TRANSIENT_PHASE[operation.op] if operation else self.record.phase or Phase.PENDING
 
     # ------------------------------------------------------------------------------ the three kinds of answers
