@@ -55,7 +55,16 @@ EDGES: dict[Phase, frozenset[Phase]] = {
         }
     ),
     Phase.RESTORING: frozenset(
-        {Phase.CREATING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED, Phase.PENDING}
+        {
+            Phase.CREATING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+            Phase.PENDING,
+        }
     ),
     Phase.RUNNING: frozenset(
         {Phase.CREATING, Phase.STOPPING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
@@ -67,7 +76,7 @@ EDGES: dict[Phase, frozenset[Phase]] = {
         {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
     ),
     Phase.REMOVED: frozenset(
-        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPED, Phase.FAILED, Phase.BLOCKED}
+        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.STOPPED, Phase.FAILED, Phase.BLOCKED}
     ),
     Phase.FAILED: frozenset(
         {
