@@ -340,7 +340,9 @@ def _create_container(truth: Truth, mark: str) -> Truth:
     workspace = truth.known().workspace
     assert workspace is not None
     assert truth.sandbox is not None, "a container joins a network namespace that is there"
-    assert truth.container is None or truth.task is None, "the engine leaves a container with a task as it is"
+    if truth.container is not None and truth.task is not None:
+        assert truth.container.spec_hash == mark, "the engine changes no container that has a task"
+        return truth
     return replace(truth, container=ContainerFacts(truth.ref.container_id, workspace.key, mark))
 
 
