@@ -161,7 +161,8 @@ def _observe(truth: Truth, record: Record) -> Observed:
     )
 
 
-def _runs(truth: Truth) -> bool:
+def runs(truth: Truth) -> bool:
+    """Whether the main process is alive."""
     return truth.task is not None and truth.task.state is TaskState.RUNNING
 
 
@@ -177,8 +178,8 @@ def _images(truth: Truth, record: Record) -> tuple[Certain[ImageFacts], Certain[
     name = workspace.image if workspace is not None else runtime.spec.image
     if name != runtime.spec.image and to_run:
         return _image(truth, name), _image(truth, runtime.spec.image)
-    healthy = _runs(truth) and truth.container is not None
-    due = (to_run and not healthy) or (not to_run and _runs(truth))
+    healthy = runs(truth) and truth.container is not None
+    due = (to_run and not healthy) or (not to_run and runs(truth))
     return (_image(truth, name) if due else NOT_ASKED), NOT_ASKED
 
 

@@ -1,0 +1,114 @@
+"""Nothing is done to a runtime that is as desired, whatever else may be said of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.property.lives import REGISTRY, edit, newborn
+from tests.property.model import archive_of
+from tests.property.worlds import NODE, NOW, Draw
+
+from perdure.api.conditions import Reason
+from perdure.api.phases import Phase
+from perdure.api.runtime import (
+    DesiredState,
+    RuntimeStatus,
+)
+from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.planner import plan
+from perdure.plan.spec_hash import spec_mark
+from perdure.plan.world import (
+    ContainerFacts,
+    Freeze,
+    Halted,
+    ImageFacts,
+    LedgerFacts,
+    Observed,
+    Record,
+    SandboxFacts,
+    SnapshotFacts,
+    TaskFacts,
+    TaskState,
+    Wanted,
+    Workspace,
+    World,
+)
+
+
+def healthy_world(draw: Draw) -> World:
+    """A runtime that is as desired, with whatever may differ between two of those."""
+    truth = newborn(draw)
+    runtime, ref = truth.runtime, truth.ref
+    assert runtime is not None
+    spec, n = runtime.spec, draw.of((1, 2, 7))
+    running, stopped = spec.desired_state is DesiredState.RUNNING, spec.desired_state is DesiredState.STOPPED
+    image = REGISTRY[spec.image]
+    halted = running and draw.chance(0.3)
+    archived = archive_of(ref, 9, NODE, ref.snapshot_key(n), image)
+    workspace = Workspace(
+        ref.snapshot_key(n),
+        n,
+        image.name,
+        image.digest,
+        image.chain_id,
+        prepared=True,
+        gate=draw.maybe(0.3, archived) if not running else None,
+        restored_from=draw.maybe(0.5, "br-hermes-1"),
+        ever_started=running or draw.chance(0.5),
+        archived=draw.maybe(0.3, archived) if not running or halted else None,
+    )
+    gate = workspace.gate.sequence if workspace.gate is not None else None
+    alive = running and not halted
+    mark = spec_mark(spec)
+    phase = Phase.RUNNING if alive else Phase.REMOVED if not running and not stopped else Phase.STOPPED
+    record = Record(
+        ref=ref,
+        newest_n=n,
+        workspace=workspace if running or draw.chance(0.8) else None,
+        operations=draw.of((1, 50)),
+        numbered_from=NOW - 1e6,
+        phase=phase,
+        started_at=draw.moment() if alive else draw.maybe(0.5, NOW - 100),
+        stopped_at=draw.maybe(0.5, NOW - 200),
+        running=alive,
+        restarts=draw.of((0, 3)),
+        failures_in_row=draw.of((0, 2)),
+        last_exit=draw.exit() if halted else draw.maybe(0.5, draw.exit()),
+        halted=Halted(draw.of((Reason.COMPLETED, Reason.EXITED)), mark) if halted else None,
+    )
+    facts = SnapshotFacts(workspace.key, n, image.chain_id, image.name, image.digest, gate)
+    limits = mark if draw.chance(0.7) else f"{mark.partition('-')[0]}-{'0' * 8}"
+    container = ContainerFacts(ref.container_id, workspace.key, limits)
+    with_container = alive or ((halted or stopped) and draw.chance(0.7))
+    with_sandbox = alive or ((halted or stopped) and draw.chance(0.7))
+    images: tuple[Certain[ImageFacts], ...] = (Absent(), Unknown("not asked"), Present(draw.image()))
+    ledgers: tuple[Certain[LedgerFacts], ...] = (Absent(), Unknown("not asked"), Present(LedgerFacts()))
+    observed = Observed(
+        container=Present(container) if with_container else Absent(),
+        task=Present(TaskFacts(TaskState.RUNNING, 42)) if alive else Absent(),
+        snapshots=Present((facts,) if record.workspace is not None else ()),
+        sandbox=Present(SandboxFacts("/run/netns/x")) if with_sandbox else Absent(),
+        image=draw.of(images),
+        wanted_image=draw.of(images),
+        ledger=draw.of((*ledgers, Present(draw.ledger()))),
+    )
+    shown = edit(runtime, status=RuntimeStatus(phase=phase, snapshot_key=draw.maybe(0.5, workspace.key)))
+    freeze = draw.maybe(0.1, Freeze(draw.of((Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED)), "look first"))
+    past = draw.maybe(0.2, replace(draw.failure(), retry_at=NOW - 1))
+    return World(ref, Wanted(shown), observed, record, past, freeze)
+
+
+@given(st.integers(0, 100_000))
+def test_nothing_is_done_to_what_is_as_desired(seed: int) -> None:
+    world = healthy_world(Draw(seed))
+    made = plan(world, NOW)
+    assert made.steps == (), world
+    assert made.waiting is None, world
+    assert made.status is not None
+    assert made.status.phase == world.record.phase
+    assert plan(world, NOW) == made
+    later = plan(world, NOW + 3600)
+    assert later.steps == (), world
+    assert later.wake_at is None, world
