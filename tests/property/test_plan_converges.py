@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.property.lives import Life, edit, edited, newborn
 from tests.property.model import Truth, effects, wanted_lineage
@@ -26,7 +27,7 @@ from perdure.api.runtime import (
     RuntimeSpec,
 )
 from perdure.plan.spec_hash import same_process, spec_mark
-from perdure.plan.steps import StartTask
+from perdure.plan.steps import StartTask, Step
 from perdure.plan.world import (
     Gone,
     TaskState,
@@ -61,7 +62,6 @@ lives = st.integers(0, int(os.environ.get("PERDURE_TEST_SEEDS", "1000"))).map(so
 
 
 @given(lives)
-@settings(max_examples=300)
 def test_every_life_comes_to_the_end_that_is_desired(drawn: tuple[tuple[Truth, Life], ...]) -> None:
     for began, life in drawn:
         truth = life.truth
@@ -139,6 +139,19 @@ def _ends_gone(life: Life, began: Truth, truth: Truth) -> None:
         assert kept >= {archive.lineage for archive in began.archives.values()}, story
     elif any("PurgeArchives" in line for line in story):
         assert kept == set(), story
+
+
+def test_the_lives_come_to_every_end_and_through_every_step() -> None:
+    """Else the property above would say little."""
+    drawn = [life for seed in range(300) for _, life in some_lives(seed)]
+    steps = {line.partition("(")[0] for life in drawn for line in life.story}
+    assert steps >= {step.__name__ for step in get_args(Step)}
+    ends = {life.truth.runtime.status.phase for life in drawn if life.truth.runtime is not None}
+    assert ends >= {Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED}
+    gone = [life.truth for life in drawn if life.truth.desired == Gone()]
+    assert any(truth.released and truth.written is not None and truth.archives for truth in gone)
+    assert any(truth.released and truth.written is not None and not truth.archives for truth in gone)
+    assert any(truth.force_released and truth.snapshots for truth in gone)
 
 
 def test_a_start_that_was_cut_off_does_not_hold_up_what_is_to_run_instead() -> None:
