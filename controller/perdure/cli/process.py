@@ -6,6 +6,7 @@ The composition roots (`agent`, `controller`, `standalone`) fill it in and call 
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import signal
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack
@@ -56,7 +57,11 @@ Main = Callable[[Process], Coroutine[Any, Any, None]]
 
 
 def run_process(settings: CommonSettings, checks: Iterable[str], main: Main) -> None:
-    """Run `main`, which sets everything up and spawns it, until SIGTERM or SIGINT."""
+    """Run `main`, which sets everything up and spawns it, until SIGTERM or SIGINT.
+
+    SIGUSR1 writes the stacks of all threads to standard error, also of a process whose event loop does not turn.
+    """
+    faulthandler.register(signal.SIGUSR1)
     uvloop.run(serve(settings, checks, main))
 
 
