@@ -34,8 +34,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One file of these tests shares processes, so it stays on one worker."""
+    """One file of these tests shares processes, so it stays on one worker. First: xdist reads the groups in this hook."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
@@ -48,7 +49,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.failed and Path(__file__).parent in item.path.parents:
         for operator in _RUNNING:
-            report.sections.append((f"log of perdure {operator.role} {operator.name}", operator.log_tails()))
+            report.sections.append((f"log of perdure {operator.role} {operator.name}", operator.explain()))
     return report
 
 

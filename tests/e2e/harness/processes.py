@@ -3,8 +3,8 @@
 A process that a test started is ended by its fixture; when a test fails, the ends of all their logs are shown with it.
 """
 
-import os
 import random
+import signal
 import sys
 import time
 import urllib.error
@@ -20,7 +20,8 @@ from rig.processes import Daemon, ProcessIdentity
 READY_SECONDS = 60.0
 FIRST_PORT, LAST_PORT = 32000, 32700
 """Outside of what environments choose from and of what Linux hands to outgoing connections."""
-LOG_LINES = 80
+LOG_LINES = 120
+STACKS_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -45,7 +46,11 @@ class Operator:
             command,
             self.directory,
             self.is_ready,
-            env={**self.variables, "PERDURE_HTTP_ADDRESS": f"127.0.0.1:{self.port}", "PYTHONPATH": _PYTHONPATH},
+            env={
+                **self.variables,
+                "PERDURE_HTTP_ADDRESS": f"127.0.0.1:{self.port}",
+                "PYTHONPATH": str(CHECKOUT / "controller"),
+            },
             ready_seconds=READY_SECONDS,
         )
 
@@ -101,8 +106,19 @@ class Operator:
         """All that the newest process has logged so far."""
         return self._daemon.log.read_text(errors="replace")
 
+    def explain(self) -> str:
+        """What it says of itself, what its threads are at, and the ends of its newest logs: for a failed test."""
+        process = self.identity()
+        if process is None:
+            return f"it does not run\n{self.log_tails()}"
+        answers = [f"{path}: {self.answer(path)}" for path in ("livez", "readyz")]
+        process.send(signal.SIGUSR1)
+        deadline = time.monotonic() + STACKS_SECONDS
+        while "most recent call first" not in self.log() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return "\n".join([*answers, self.log_tails()])
+
     def log_tails(self) -> str:
-        """The end of every start's log, the newest last."""
         logs = sorted(self.directory.glob(f"{self.role}-{self.name}-*.log"), key=lambda path: path.stat().st_mtime)
         parts = []
         for path in logs[-3:]:
@@ -128,6 +144,3 @@ def variables(kubeconfig: Path, database_url: str, options: Mapping[str, str] | 
         "PERDURE_LOG_FORMAT": "json",
         **(options or {}),
     }
-
-
-_PYTHONPATH = os.pathsep.join([str(CHECKOUT / "controller")])
