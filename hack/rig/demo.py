@@ -229,8 +229,16 @@ class Story:
         return tree_of(self._process().pid)
 
     def _run(self, script: str) -> str:
+        """Through a file in the container's /dev/shm, which is not of its layer: `ctr` may end before it has read what a
+        quick process wrote."""
         exec_id = f"demo-{time.monotonic_ns()}"
-        return self._ctr("tasks", "exec", "--exec-id", exec_id, self._container(), "/bin/sh", "-c", script)
+        output = f"/dev/shm/{exec_id}"
+        wrapped = f"exec > {output}\n{script}"
+        self._ctr("tasks", "exec", "--exec-id", exec_id, self._container(), "/bin/sh", "-c", wrapped)
+        seen = Path(f"/proc/{self._process().pid}/root{output}")
+        text = seen.read_text()
+        seen.unlink()
+        return text
 
     def _wait(self, condition: Callable[[], bool], what: str, seen: Callable[[], str] = str) -> None:
         try:

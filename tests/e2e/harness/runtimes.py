@@ -9,6 +9,7 @@ import os
 import signal
 import uuid
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tests.e2e.harness.api import GROUP, Api, Json
@@ -192,11 +193,19 @@ class Runtime:
         return process
 
     def run(self, script: str) -> str:
-        """Run a shell script in the container as `kubectl exec` would; returns its output."""
+        """Run a shell script in the container as `kubectl exec` would; returns its output.
+
+        The output goes through a file in the container's /dev/shm, which is not of its layer: under load `ctr` may end
+        before it has read what a quick process wrote.
+        """
         exec_id = f"e2e-{uuid.uuid4().hex[:12]}"
-        return self.site.ctr(
-            "tasks", "exec", "--exec-id", exec_id, self.container_id, "/bin/sh", "-euc", script, timeout=60
-        )
+        output = f"/dev/shm/{exec_id}"
+        wrapped = f"exec > {output}\n{script}"
+        self.site.ctr("tasks", "exec", "--exec-id", exec_id, self.container_id, "/bin/sh", "-euc", wrapped, timeout=60)
+        seen = Path(f"/proc/{self.process().pid}/root{output}")
+        text = seen.read_text()
+        seen.unlink()
+        return text
 
     def tree(self) -> Tree:
         """Every file of the running container, with content and metadata."""
