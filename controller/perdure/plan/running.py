@@ -180,7 +180,13 @@ def healthy(scene: Scene) -> Plan:
         touched = replace(workspace, ever_started=True, archived=None)
         started_at = record.started_at if record.running else scene.now
         seen = replace(
-            record, running=True, workspace=touched, started_at=started_at, stopped_at=None, next_start_at=None
+            record,
+            running=True,
+            workspace=touched,
+            started_at=started_at,
+            stopped_at=None,
+            next_start_at=None,
+            halted=None,
         )
         return scene.do(Note(seen, "a task runs"), phase=Phase.RUNNING)
     if record.operation is None and record.phase is not Phase.RUNNING:
