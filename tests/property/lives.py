@@ -10,7 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import msgspec
-from tests.property.model import Archive, Truth, apply, archive_of, effects, look, publish, runs, wanted_lineage
+from tests.property.model import (
+    Archive,
+    Truth,
+    apply,
+    archive_of,
+    effects,
+    look,
+    publish,
+    runs,
+    started,
+    wanted_lineage,
+)
 from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, Draw
 
 from perdure.api import names
@@ -111,6 +122,17 @@ def _container_is_lost(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, container=None)
 
 
+def _somebody_starts_it(draw: Draw, truth: Truth, now: float) -> Truth:
+    """With the engine's own tool; it knows no gates, but nobody is that unlucky here."""
+    key = truth.container.snapshot_key if truth.container is not None else None
+    snapshot = truth.snapshots.get(key) if key is not None else None
+    if key is None or snapshot is None or snapshot.facts.gate is not None:
+        return truth
+    if truth.task is not None or truth.sandbox is None:
+        return truth
+    return started(truth, key) if draw.chance(0.5) else truth
+
+
 def _journal_is_lost(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, record=None, failure=None)
 
@@ -165,6 +187,7 @@ ACCIDENTS: tuple[Accident, ...] = (
     _process_exits,
     _machine_reboots,
     _container_is_lost,
+    _somebody_starts_it,
     _journal_is_lost,
     _images_are_pruned,
     _spec_is_edited,

@@ -80,12 +80,15 @@ NOTHING = "nothing"
 class Snapshot:
     facts: SnapshotFacts
     lineage: str
+    writes: int = 0
+    """How often a task started on it, and wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
     facts: ArchiveFacts
     lineage: str
+    writes: int = 0
     operation: OperationId | None = None
 
 
@@ -327,7 +330,7 @@ def _restore(step: RestoreWorkspace, truth: Truth) -> tuple[Truth, ...]:
     assert record.workspace is not None
     lineage = truth.archives[step.archive.sequence].lineage
     filled = _with_snapshot(truth, replace(snapshot, lineage=lineage))
-    opened = _with_snapshot(filled, Snapshot(replace(snapshot.facts, gate=None), lineage))
+    opened = _with_snapshot(filled, replace(snapshot, facts=replace(snapshot.facts, gate=None), lineage=lineage))
     name = step.archive.object_name or str(step.archive.sequence)
     restored = replace(record, workspace=replace(record.workspace, gate=None, restored_from=name))
     return filled, opened, replace(opened, record=restored)
@@ -359,9 +362,16 @@ def _start(step: StartTask, truth: Truth, now: float) -> tuple[Truth, ...]:
     touched = replace(record, workspace=replace(record.workspace, ever_started=True, archived=None))
     journalled = replace(truth, record=touched)
     created = replace(journalled, task=TaskFacts(TaskState.CREATED, 42))
-    running = replace(created, task=TaskFacts(TaskState.RUNNING, 42), written=truth.written or snapshot.lineage)
+    running = started(created, step.key)
     noted = replace(touched, running=True, started_at=now, stopped_at=None, next_start_at=None, halted=None)
     return journalled, created, running, replace(running, record=noted)
+
+
+def started(truth: Truth, key: SnapshotKey) -> Truth:
+    """A main process is alive on the snapshot and writes, whoever started it."""
+    snapshot = truth.snapshots[key]
+    wrote = _with_snapshot(truth, replace(snapshot, writes=snapshot.writes + 1))
+    return replace(wrote, task=TaskFacts(TaskState.RUNNING, 42), written=truth.written or snapshot.lineage)
 
 
 def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -391,7 +401,8 @@ def _archive(truth: Truth) -> tuple[Truth, ...]:
     again = (number for number, archive in truth.archives.items() if archive.operation == operation.id)
     sequence = next(again, max(truth.archives, default=0) + 1)
     facts = archive_of(runtime, sequence, truth.node, workspace.key, truth.registry[workspace.image])
-    archive = Archive(facts, truth.snapshots[workspace.key].lineage, operation.id)
+    snapshot = truth.snapshots[workspace.key]
+    archive = Archive(facts, snapshot.lineage, snapshot.writes, operation.id)
     kept = replace(truth, archives={**truth.archives, sequence: archive})
     return kept, replace(kept, record=replace(record, workspace=replace(workspace, archived=facts)))
 
@@ -412,7 +423,8 @@ def _remove_workspace(step: RemoveWorkspace, truth: Truth, record: Record) -> Tr
         case Ground.ARCHIVED:
             assert workspace is not None
             assert workspace.archived is not None
-            assert truth.archives[workspace.archived.sequence].lineage == truth.snapshots[step.key].lineage
+            archive, snapshot = truth.archives[workspace.archived.sequence], truth.snapshots[step.key]
+            assert (archive.lineage, archive.writes) == (snapshot.lineage, snapshot.writes)
     return replace(truth, snapshots={key: found for key, found in truth.snapshots.items() if key != step.key})
 
 
