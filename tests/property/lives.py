@@ -160,7 +160,7 @@ def _spec_is_edited(draw: Draw, truth: Truth, now: float) -> Truth:
 
 def _deletion_begins(draw: Draw, truth: Truth, now: float) -> Truth:
     runtime = truth.runtime
-    if runtime is None or runtime.terminating or draw.chance(0.5):
+    if runtime is None or runtime.terminating or draw.chance(0.2):
         return truth
     return truth.with_runtime(edit(runtime, deletion_timestamp="2027-01-01T00:00:00Z"))
 
@@ -173,7 +173,7 @@ def _object_goes(draw: Draw, truth: Truth, now: float) -> Truth:
 
 def _person_gives_up(draw: Draw, truth: Truth, now: float) -> Truth:
     runtime = truth.runtime
-    if runtime is None or not runtime.terminating or draw.chance(0.7):
+    if runtime is None or not runtime.terminating or draw.chance(0.3):
         return truth
     return truth.with_runtime(edit(runtime, annotations={names.ANNOTATION_FORCE_RELEASE: "the disk is gone"}))
 

@@ -157,7 +157,7 @@ def _ends_gone(life: Life, began: Truth, truth: Truth) -> None:
 
 def test_the_lives_come_to_every_end_and_through_every_step() -> None:
     """Else the property above would say little."""
-    drawn = [life for seed in range(300) for _, life in some_lives(seed)]
+    drawn = [life for seed in range(500) for _, life in some_lives(seed)]
     steps = {line.partition("(")[0] for life in drawn for line in life.story}
     assert steps >= {step.__name__ for step in get_args(Step)}
     ends = {life.truth.runtime.status.phase for life in drawn if life.truth.runtime is not None}
