@@ -234,13 +234,19 @@ def _threads(pid: int) -> int:
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:
-    """State letter and start time in clock ticks since boot of ``pid``; None where there is no such process."""
+    """State letter and start time in clock ticks since boot of ``pid``; None where there is no such process.
+
+    Killed, a process's first thread is a zombie before its others are gone, which still hold its files and ports: it
+    counts as running (``R``) until it is alone.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
     fields = stat[stat.rindex(")") + 2 :].split()
-    return fields[0], int(fields[19])
+    threads = int(fields[17])
+    state = "R" if fields[0] == "Z" and threads > 1 else fields[0]
+    return state, int(fields[19])
 
 
 def _reap(pid: int) -> None:

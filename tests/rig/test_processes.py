@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -106,3 +107,19 @@ def test_kill_leaves_no_time_to_clean_up(tmp_path: Path) -> None:
     wait_until(lambda: "on" in polite.log.read_text(), "the daemon to run again", seconds=10)
     polite.stop()
     assert marker.exists()
+
+
+def test_killed_process_is_not_gone_before_its_last_thread_is(tmp_path: Path) -> None:
+    code = (
+        "import ctypes, platform, sys, threading\n"
+        "threading.Thread(target=sys.stdin.read).start()\n"
+        "ctypes.CDLL(None).syscall({'x86_64': 60, 'aarch64': 93}[platform.machine()], 0)  # exit(2) ends one thread\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: stat.read_text().split()[2] == "Z", "the first thread has ended", seconds=10)
+    identity = ProcessIdentity.of(process.pid)
+    assert identity is not None
+    assert identity.is_alive()
+    process.communicate(timeout=10)
+    assert not identity.is_alive()
