@@ -114,7 +114,8 @@ def _filled(runtime: Runtime) -> Tree:
 
 def _purge(runtime: Runtime) -> None:
     """Whatever the round left, a Purge leaves nothing of it anywhere."""
-    if runtime.read() is not None:
+    found = runtime.read()
+    if found is not None and "deletionTimestamp" not in found["metadata"]:
         runtime.patch(deletionPolicy="Purge")
         runtime.delete()
     runtime.wait_gone()
