@@ -40,9 +40,6 @@ class ProcessIdentity:
         found = _state_and_start(self.pid)
         if found is None or found[1] != self.start_ticks or self.boot_id != boot_id():
             return False
-        if found[0] == "Z" and _threads(self.pid) > 1:
-            # A killed leader is a zombie before its other threads have ended, and they hold files and ports till then.
-            return True
         if found[0] == "Z":
             _reap(self.pid)
         return found[0] not in "ZX"
@@ -224,13 +221,6 @@ def command_lines() -> list[CommandLine]:
 
 def _pid_file(run_directory: Path, name: str) -> Path:
     return run_directory / f"{name}.pid"
-
-
-def _threads(pid: int) -> int:
-    try:
-        return len(list(Path(f"/proc/{pid}/task").iterdir()))
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 def _state_and_start(pid: int) -> tuple[str, int] | None:
