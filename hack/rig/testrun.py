@@ -97,8 +97,13 @@ def _pytest(arguments: Sequence[str], variables: Mapping[str, str]) -> int:
     try:
         return process.wait()
     except BaseException:
-        process.terminate()
-        process.wait(timeout=60)
+        # An interrupt lets fixtures end the services that they started; a plain SIGTERM would leave them running.
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         raise
 
 
