@@ -205,8 +205,8 @@ class Environment:
         if files:
             kubectl = [_beside_python("kubectl"), f"--kubeconfig={self.control_plane.admin_kubeconfig}"]
             named = [f"--filename={file}" for file in files]
-            run([*kubectl, "apply", "--server-side", "--force-conflicts", *named], timeout=60)
-            run([*kubectl, "wait", "--for=condition=Established", "--timeout=60s", *named], timeout=70)
+            run([*kubectl, "apply", "--server-side", "--force-conflicts", *named], timeout=180)
+            run([*kubectl, "wait", "--for=condition=Established", "--timeout=180s", *named], timeout=190)
 
     def _start_engine(self) -> None:
         self.engine.start()

@@ -87,7 +87,7 @@ class Daemon:
     run_directory: Path
     ready: Callable[[], bool]
     env: Mapping[str, str] = field(default_factory=dict)
-    ready_seconds: float = 60.0
+    ready_seconds: float = 180.0
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 20.0
 

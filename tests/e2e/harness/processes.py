@@ -17,7 +17,7 @@ from rig.paths import CHECKOUT
 from rig.ports import is_free
 from rig.processes import Daemon, ProcessIdentity
 
-READY_SECONDS = 60.0
+READY_SECONDS = 180.0
 FIRST_PORT, LAST_PORT = 32000, 32700
 """Outside of what environments choose from and of what Linux hands to outgoing connections."""
 LOG_LINES = 120

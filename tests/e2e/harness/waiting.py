@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 POLL_SECONDS = 0.05
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 """Long enough for a busy machine: a wait that succeeds never takes longer than what it waits for."""
 
 Seen = TypeVar("Seen")
