@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
-import uvloop
 
 from perdure.cli.settings import CommonSettings
 from perdure.kube.heartbeat import NodeNameTaken
@@ -62,7 +61,9 @@ def run_process(settings: CommonSettings, checks: Iterable[str], main: Main) -> 
     SIGUSR1 writes the stacks of all threads to standard error, also of a process whose event loop does not turn.
     """
     faulthandler.register(signal.SIGUSR1)
-    uvloop.run(serve(settings, checks, main))
+    # asyncio's own loop and not uvloop: archives are written by child processes, and uvloop starts those with fork(),
+    # whose child runs Python beside the locks of gRPC's and kopf's threads; asyncio's way goes through vfork() and exec.
+    asyncio.run(serve(settings, checks, main))
 
 
 async def serve(settings: CommonSettings, checks: Iterable[str], main: Main) -> None:
