@@ -42,30 +42,8 @@ EDGES: dict[Phase, frozenset[Phase]] = {
     Phase.PENDING: frozenset(
         {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
     ),
-    Phase.CREATING: frozenset(
-        {
-            Phase.RESTORING,
-            Phase.RUNNING,
-            Phase.STOPPING,
-            Phase.STOPPED,
-            Phase.REMOVED,
-            Phase.FAILED,
-            Phase.BLOCKED,
-            Phase.PENDING,
-        }
-    ),
-    Phase.RESTORING: frozenset(
-        {
-            Phase.CREATING,
-            Phase.RUNNING,
-            Phase.STOPPING,
-            Phase.STOPPED,
-            Phase.REMOVED,
-            Phase.FAILED,
-            Phase.BLOCKED,
-            Phase.PENDING,
-        }
-    ),
+    Phase.CREATING: _ANY_LIVE - {Phase.CREATING},
+    Phase.RESTORING: _ANY_LIVE - {Phase.RESTORING},
     Phase.RUNNING: frozenset(
         {Phase.CREATING, Phase.STOPPING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
     ),
@@ -78,30 +56,8 @@ EDGES: dict[Phase, frozenset[Phase]] = {
     Phase.REMOVED: frozenset(
         {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.STOPPED, Phase.FAILED, Phase.BLOCKED}
     ),
-    Phase.FAILED: frozenset(
-        {
-            Phase.PENDING,
-            Phase.CREATING,
-            Phase.RESTORING,
-            Phase.RUNNING,
-            Phase.STOPPING,
-            Phase.STOPPED,
-            Phase.REMOVED,
-            Phase.BLOCKED,
-        }
-    ),
-    Phase.BLOCKED: frozenset(
-        {
-            Phase.PENDING,
-            Phase.CREATING,
-            Phase.RESTORING,
-            Phase.RUNNING,
-            Phase.STOPPING,
-            Phase.STOPPED,
-            Phase.REMOVED,
-            Phase.FAILED,
-        }
-    ),
+    Phase.FAILED: _ANY_LIVE - {Phase.FAILED},
+    Phase.BLOCKED: _ANY_LIVE - {Phase.BLOCKED},
     # A deletion can begin anywhere and never turns back; Preserve may become Purge. It may find that data is missing,
     # and a person may give it up by force: then only the container goes.
     Phase.PRESERVING: frozenset({Phase.PURGING, Phase.BLOCKED, Phase.STOPPING, Phase.REMOVED}),
