@@ -96,7 +96,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
     process.spawn("archives", _publish_archives(binder))
     process.spawn("retained-archives", _carry_retain(side))
-    process.spawn("binders", work_with(WORKERS, queue, binder.handle, _count_crash(process)))
+    process.spawn("binders", work_with(WORKERS, queue, binder.handle, process.crash_counter("binder")))
     return side
 
 
@@ -135,10 +135,3 @@ async def _carry_retain(side: ControllerSide) -> None:
         except PortError as error:
             log.warning("retain_not_recorded", namespace=archive.namespace, archive=archive.name, error=str(error))
             asyncio.get_running_loop().call_later(RETAIN_RETRY_SECONDS, side.retained.put_nowait, archive)
-
-
-def _count_crash(process: Process) -> Callable[[str], None]:
-    def count(_name: str) -> None:
-        process.metrics.crashes.labels(place="binder").inc()
-
-    return count

@@ -149,7 +149,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("gauges", _gauge(process, side))
-    process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, _count_crash(process)))
+    process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 
 
@@ -260,10 +260,3 @@ def _show_phases(process: Process, side: NodeSide, before: Counter[tuple[str, st
     for kind, phase in before | now:
         process.metrics.runtimes.labels(kind=kind, phase=phase).set(now[kind, phase])
     return now
-
-
-def _count_crash(process: Process) -> Callable[[str], None]:
-    def count(_name: str) -> None:
-        process.metrics.crashes.labels(place="reconciler").inc()
-
-    return count

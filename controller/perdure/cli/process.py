@@ -45,6 +45,14 @@ class Process:
         whatever it was doing is resumed from what is observed."""
         self.group.create_task(work, name=name)
 
+    def crash_counter(self, place: str) -> Callable[[str], None]:
+        """Counts what the supervised loop at `place` survived; called with the name of the error's class."""
+
+        def count(_name: str) -> None:
+            self.metrics.crashes.labels(place=place).inc()
+
+        return count
+
 
 RETRY_SECONDS = 2.0
 EXPECTED = (PortError, LeadershipLost, NodeNameTaken)
