@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perdure.api.names import Kind
-from perdure.api.runtime import Struct
+from perdure.api.struct import Struct
 
 
 class ArchiveSource(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,8 @@ import msgspec
 
 from perdure.api import names
 from perdure.api.names import NodeId, NodeName
-from perdure.api.runtime import Condition, Struct
+from perdure.api.runtime import Condition
+from perdure.api.struct import Struct
 
 
 class NodeSpec(Struct, frozen=True, kw_only=True):

@@ -15,11 +15,17 @@ import msgspec
 
 from perdure.api import names
 from perdure.api.names import Kind, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
+from perdure.api.network import (
+    Dns,
+    HostAlias,
+    Network,
+    NetworkMode,
+    PortStatus,
+    RuntimePort,
+    read_host_ports,
+)
 from perdure.api.phases import Phase
-
-
-class Struct(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """Base of all API shapes: frozen, camelCase on the wire, unset fields left out."""
+from perdure.api.struct import Struct
 
 
 class DesiredState(StrEnum):
@@ -49,10 +55,6 @@ class RestorePolicy(StrEnum):
     LATEST = "Latest"
     NONE = "None"
     ARCHIVE = "Archive"
-
-
-class NetworkMode(StrEnum):
-    NONE = "none"
 
 
 class KeySelector(Struct, frozen=True, kw_only=True):
@@ -105,22 +107,6 @@ class Restore(Struct, frozen=True, kw_only=True):
     """Name of a RuntimeArchive in the same namespace; for policy Archive."""
 
 
-class Dns(Struct, frozen=True, kw_only=True):
-    nameservers: tuple[str, ...] = ()
-    searches: tuple[str, ...] = ()
-    options: tuple[str, ...] = ()
-
-
-class Network(Struct, frozen=True, kw_only=True):
-    mode: NetworkMode = NetworkMode.NONE
-    dns: Dns | None = None
-
-
-class HostAlias(Struct, frozen=True, kw_only=True):
-    ip: str
-    hostnames: tuple[str, ...]
-
-
 class RuntimeSpec(Struct, frozen=True, kw_only=True):
     """The common spec of both runtime kinds; what each field means is said in the CRD."""
 
@@ -139,9 +125,10 @@ class RuntimeSpec(Struct, frozen=True, kw_only=True):
     restore: Restore = Restore()
     min_ready_seconds: int = 0
     network: Network = Network()
+    ports: tuple[RuntimePort, ...] = ()
     host_aliases: tuple[HostAlias, ...] = ()
     node_name: str | None = None
-    node_selector: dict[str, str] = {}
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class Condition(Struct, frozen=True, kw_only=True):
@@ -173,6 +160,8 @@ class RuntimeStatus(Struct, frozen=True, kw_only=True):
     container_id: str | None = msgspec.field(default=None, name="containerID")
     snapshot_key: str | None = None
     image_digest: str | None = None
+    address: str | None = None
+    ports: tuple[PortStatus, ...] = ()
     started_at: str | None = None
     stopped_at: str | None = None
     restarts: int = 0
@@ -224,6 +213,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
     def namespace_uid(self) -> NamespaceUid | None:
         value = self.labels.get(names.LABEL_NAMESPACE_UID)
         return NamespaceUid(value) if value else None
+
+    @property
+    def host_ports(self) -> Mapping[str, int]:
+        """The numbers on the node that the controller published with the binding, by the name of the port."""
+        return read_host_ports(self.annotations.get(names.ANNOTATION_HOST_PORTS))
 
     @property
     def force_release(self) -> str | None:

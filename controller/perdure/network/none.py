@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.runtime import NetworkMode, RuntimeSpec
+from perdure.api.network import NetworkMode, network_mode
+from perdure.api.runtime import RuntimeSpec
 from perdure.network import netns
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
@@ -36,8 +37,9 @@ class LoopbackSandbox:
         return Present(SandboxFacts(netns=str(path))) if found is NameState.MOUNTED else Absent()
 
     async def create(self, ref: RuntimeRef, spec: RuntimeSpec) -> SandboxFacts:
-        if spec.network.mode is not NetworkMode.NONE:
-            raise SandboxFailed(f"network mode {spec.network.mode} of {ref} is not offered by this node; use none")
+        mode = network_mode(spec.network, node_has_cni=False)
+        if mode is not NetworkMode.NONE:
+            raise SandboxFailed(f"network mode {mode} of {ref} is not offered by this node; use none")
         path = self._path(ref)
         try:
             await asyncio.to_thread(netns.create, path)

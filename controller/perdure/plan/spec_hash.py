@@ -12,6 +12,7 @@ from functools import cache
 import msgspec
 import msgspec.structs
 
+from perdure.api.network import Network, NetworkMode
 from perdure.api.runtime import RuntimeSpec
 
 
@@ -46,9 +47,16 @@ def spec_mark(spec: RuntimeSpec) -> str:
         spec.working_dir,
         spec.user,
         spec.host_aliases,
-        spec.network,
+        _joined(spec.network),
     )
     return f"{_digest(what_is_run, 16)}-{_digest(spec.resources, 8)}"
+
+
+def _joined(network: Network) -> Network:
+    """What of the network the container itself is made with. Who may connect is decided outside of it; and `none` is
+    said as what is unset, as it was stored by default once, so that no mark of a running container changes."""
+    mode = None if network.mode is NetworkMode.NONE else network.mode
+    return msgspec.structs.replace(network, policy=None, mode=mode)
 
 
 def same_process(mark: str, other: str) -> bool:

@@ -23,6 +23,14 @@ def kubectl(control_plane: ControlPlane, user: User) -> Kubectl:
     return Kubectl(control_plane.admin_kubeconfig, user.namespace)
 
 
+def static(name: str, number: int | None, protocol: str = "TCP") -> dict[str, Any]:
+    plain = {"name": name, "containerPort": 80, "policy": "Static", "protocol": protocol}
+    return plain if number is None else plain | {"hostPort": number}
+
+
+TWICE = "two ports with policy Static ask for the same hostPort and protocol"
+POLICY = "hostPort is required with policy Static, and forbidden with any other"
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": ""}, "spec.image"),
     ({"image": "two words"}, "spec.image"),
@@ -74,13 +82,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"restore": {"archive": "br-one-1"}}, "forbidden with any other"),
     ({"network": {"dns": {"nameservers": ["ns.example.org"]}}}, "a name server is an IPv4 or IPv6 address"),
     ({"network": {"dns": {"nameservers": ["1.1.1.1"] * 4}}}, "must have at most 3 items"),
+    ({"network": {"policy": {"allowFrom": [{"namespace": "a.b"}]}}}, "allowFrom[0].namespace"),
+    ({"network": {"policy": {"allowFrom": [{"kind": "Pod"}]}}}, "allowFrom[0].kind"),
+    ({"network": {"policy": {"allowFrom": [{}] * 65}}}, "must have at most 64 items"),
+    ({"ports": [{"name": f"p{n}", "containerPort": 80} for n in range(200)]}, "must have at most 64 items"),
+    ({"ports": [{"name": "Game", "containerPort": 80}]}, "spec.ports[0].name"),
+    ({"ports": [{"name": "g" * 16, "containerPort": 80}]}, "spec.ports[0].name"),
+    ({"ports": [{"name": "a", "containerPort": 80}, {"name": "a", "containerPort": 81}]}, "Duplicate value"),
+    ({"ports": [{"name": "a", "containerPort": 0}]}, "spec.ports[0].containerPort"),
+    ({"ports": [{"name": "a", "containerPort": 80, "protocol": "SCTP"}]}, "spec.ports[0].protocol"),
+    ({"ports": [{"name": "a", "containerPort": 80, "policy": "Maybe"}]}, "spec.ports[0].policy"),
+    ({"ports": [{"name": "a", "containerPort": 80, "hostPort": 7000}]}, POLICY),
+    ({"ports": [{"name": "a", "containerPort": 80, "policy": "None", "hostPort": 7000}]}, POLICY),
+    ({"ports": [static("a", None)]}, POLICY),
+    ({"ports": [static("a", 65536)]}, "spec.ports[0].hostPort"),
+    ({"ports": [static("a", 0)]}, "spec.ports[0].hostPort"),
+    ({"ports": [static("a", 7000), static("b", 7000)]}, TWICE),
+    ({"ports": [static("a", 7000, "TCPUDP"), static("b", 7000, "UDP")]}, TWICE),
     ({"hostAliases": [{"ip": "here", "hostnames": ["a"]}]}, "hostAliases.ip is an IPv4 or IPv6 address"),
     ({"hostAliases": [{"ip": "::1", "hostnames": []}]}, "spec.hostAliases[0].hostnames"),
     ({"hostAliases": [{"ip": "::1", "hostnames": ["a b"]}]}, "spec.hostAliases[0].hostnames[0]"),
 ]
 
 
-@pytest.mark.parametrize(("spec", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+@pytest.mark.parametrize(
+    ("spec", "message"), REFUSED, ids=[f"{n} {message[:40]}" for n, (_, message) in enumerate(REFUSED)]
+)
 async def test_wrong_spec_is_refused_with_a_message(user: User, spec: dict[str, Any], message: str) -> None:
     with pytest.raises(ApiRefused) as caught:
         await user.create("bot", **spec)
@@ -118,7 +145,17 @@ async def test_spec_that_uses_everything_is_taken_as_it_is(user: User, kind: Kin
         "deletionPolicy": "Purge",
         "restore": {"policy": "Archive", "archive": "br-one-1"},
         "minReadySeconds": 5,
-        "network": {"mode": "none", "dns": {"nameservers": ["::1"], "searches": ["a.b"], "options": ["ndots:2"]}},
+        "network": {
+            "mode": "cni",
+            "policy": {"allowFrom": [{}, {"namespace": "other", "kind": "GameRuntime", "name": "castle"}]},
+            "dns": {"nameservers": ["::1"], "searches": ["a.b"], "options": ["ndots:2"]},
+        },
+        "ports": [
+            {"name": "game", "containerPort": 7777, "protocol": "TCPUDP"},
+            static("rcon", 7777, "UDP"),
+            static("query", 7777, "TCP"),
+            {"name": "metrics", "containerPort": 9000, "policy": "None"},
+        ],
         "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a", "b.c"]}],
         "nodeName": "n",
         "nodeSelector": {"a/b": "c"},
@@ -130,6 +167,14 @@ async def test_spec_that_uses_everything_is_taken_as_it_is(user: User, kind: Kin
     assert runtime.spec.stop.signal == "SIGRTMIN+3"
 
 
+async def test_the_protocol_of_a_port_stays_and_all_else_of_it_may_change(user: User) -> None:
+    runtime = await user.create("bot", ports=[{"name": "game", "containerPort": 80}])
+    with pytest.raises(ApiRefused, match="the protocol of a port stays; take the port out"):
+        await user.patch(runtime, {"spec": {"ports": [{"name": "game", "containerPort": 80, "protocol": "UDP"}]}})
+    changed = await user.patch(runtime, {"spec": {"ports": [static("game", 7000), static("other", 7000, "UDP")]}})
+    assert [(port.name, port.host_port) for port in changed.spec.ports] == [("game", 7000), ("other", 7000)]
+
+
 async def test_defaults_of_the_server_are_those_of_the_code(user: User, kind: Kind) -> None:
     assert (await user.create("bot", kind)).spec == RuntimeSpec(image=IMAGE)
 
@@ -138,12 +183,12 @@ async def test_columns_show_what_a_person_looks_for(
     user: User, kubectl: Kubectl, kind: Kind, cluster: KubeControllerCluster
 ) -> None:
     runtime = await user.create("bot", kind)
-    await cluster.write_status(runtime, RuntimeStatus(phase="Running", node_name="node-a"))
+    await cluster.write_status(runtime, RuntimeStatus(phase="Running", node_name="node-a", address="10.1.2.3"))
     plain = await asyncio.to_thread(kubectl, "get", kind.short)
-    assert plain.split()[:6] == ["NAME", "PHASE", "READY", "NODE", "RESTARTS", "AGE"]
-    assert plain.splitlines()[1].split()[:4] == ["bot", "Running", "node-a", "0"]
+    assert plain.split()[:7] == ["NAME", "PHASE", "READY", "NODE", "ADDRESS", "RESTARTS", "AGE"]
+    assert plain.splitlines()[1].split()[:5] == ["bot", "Running", "node-a", "10.1.2.3", "0"]
     wide = await asyncio.to_thread(kubectl, "get", kind.short, "-o", "wide")
-    assert wide.splitlines()[0].split()[6:] == ["IMAGE", "ARCHIVE", "REASON"]
+    assert wide.splitlines()[0].split()[7:] == ["IMAGE", "ARCHIVE", "REASON"]
     selected = await asyncio.to_thread(
         kubectl, "get", kind.short, "--field-selector=status.phase=Running", "-o", "name"
     )

@@ -18,7 +18,8 @@ from perdure.api.conditions import Truth
 from perdure.api.names import ARCHIVE_KIND, GROUP, NODE_KIND, VERSION, Kind
 from perdure.api.node import NodeSpec, NodeStatus
 from perdure.api.phases import Phase
-from perdure.api.runtime import Condition, RuntimeSpec, RuntimeStatus, Struct
+from perdure.api.runtime import Condition, RuntimeSpec, RuntimeStatus
+from perdure.api.struct import Struct
 
 CRDS = Path(__file__).parents[3] / "crds"
 SHAPES: dict[str, tuple[type[Struct], type[Struct]]] = {
@@ -197,7 +198,7 @@ def test_names_and_columns_are_as_documented(kind: str) -> None:
         assert version["selectableFields"] == [{"jsonPath": ".status.phase"}]
         columns = [(column["name"], column.get("priority", 0)) for column in version["additionalPrinterColumns"]]
         assert columns == [
-            ("PHASE", 0), ("READY", 0), ("NODE", 0), ("RESTARTS", 0), ("AGE", 0),
+            ("PHASE", 0), ("READY", 0), ("NODE", 0), ("ADDRESS", 0), ("RESTARTS", 0), ("AGE", 0),
             ("IMAGE", 1), ("ARCHIVE", 1), ("REASON", 1),
         ]  # fmt: skip
 

@@ -9,6 +9,7 @@ import pytest
 
 from perdure.api.archive import object_name
 from perdure.api.names import (
+    ANNOTATION_HOST_PORTS,
     FINALIZER,
     LABEL_NAMESPACE_UID,
     LABEL_NODE,
@@ -18,6 +19,7 @@ from perdure.api.names import (
     NodeId,
     NodeName,
 )
+from perdure.api.network import Network, NetworkMode, PortPolicy, PortProtocol, network_mode, write_host_ports
 from perdure.api.node import parse_node
 from perdure.api.runtime import (
     DesiredState,
@@ -96,6 +98,45 @@ def test_binding_is_read_from_finalizer_and_labels() -> None:
     assert (runtime.node_name, runtime.node_id, runtime.namespace_uid) == (
         NodeName("n"), NodeId("id"), NamespaceUid("nsuid")
     )  # fmt: skip
+
+
+def annotated(value: str) -> dict[str, Any]:
+    bound = raw()
+    bound["metadata"] |= {"annotations": {ANNOTATION_HOST_PORTS: value}}
+    return bound
+
+
+def test_host_ports_are_read_as_they_are_written() -> None:
+    written = write_host_ports({"query": 7001, "game": 7000})
+    assert written == '{"game":7000,"query":7001}'
+    assert parse_runtime(annotated(written)).host_ports == {"game": 7000, "query": 7001}
+    assert write_host_ports({}) is None
+    assert parse_runtime(raw()).host_ports == {}
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "{", "7000", "[7000]", "[" * 100_000, '{"a":"7000"}', '{"a":7000.5}', '{"a":true}', '{"a":0}', '{"a":65536}',
+     '{"a":7000,"b":null}', '{"a":{"b":1}}', '"\\ud800"'],
+)  # fmt: skip
+def test_host_ports_that_cannot_be_read_are_none(garbage: str) -> None:
+    runtime = parse_runtime(annotated(garbage))
+    assert runtime.host_ports == {}
+    assert runtime.invalid is None
+
+
+def test_a_port_is_tcp_and_dynamic_unless_it_says_otherwise() -> None:
+    (port,) = parse_runtime(raw(spec={"image": "i:1", "ports": [{"name": "a", "containerPort": 80}]})).spec.ports
+    assert (port.protocol, port.policy, port.host_port) == (PortProtocol.TCP, PortPolicy.DYNAMIC, None)
+
+
+@pytest.mark.parametrize("asked", [None, *NetworkMode])
+@pytest.mark.parametrize("node_has_cni", [True, False])
+def test_the_network_is_what_is_asked_for_and_else_what_the_node_can(
+    asked: NetworkMode | None, node_has_cni: bool
+) -> None:
+    wanted = asked or (NetworkMode.CNI if node_has_cni else NetworkMode.NONE)
+    assert network_mode(Network(mode=asked), node_has_cni=node_has_cni) is wanted
 
 
 def test_unbound_object_has_no_binding() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from perdure.api.network import Dns, Network, NetworkMode, NetworkPeer, NetworkPolicy
 from perdure.api.runtime import (
     DesiredState,
     EnvVar,
@@ -33,6 +34,8 @@ def changed(**fields: Any) -> str:
         {"working_dir": "/tmp"},
         {"user": "app"},
         {"host_aliases": (HostAlias(ip="10.0.0.1", hostnames=("db",)),)},
+        {"network": Network(mode=NetworkMode.CNI)},
+        {"network": Network(dns=Dns(searches=("example.org",)))},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -48,8 +51,13 @@ def test_a_change_of_limits_is_the_same_process_under_another_mark() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"desired_state": DesiredState.STOPPED}, {"image": "example/image:2"}, {"min_ready_seconds": 5}],
-    ids=lambda fields: next(iter(fields)),
+    [
+        {"desired_state": DesiredState.STOPPED},
+        {"image": "example/image:2"},
+        {"min_ready_seconds": 5},
+        {"network": Network(mode=NetworkMode.NONE)},
+        {"network": Network(policy=NetworkPolicy(allow_from=(NetworkPeer(namespace="other"),)))},
+    ],
 )
 def test_other_changes_leave_the_mark_as_it_is(fields: dict[str, Any]) -> None:
     assert changed(**fields) == spec_mark(SPEC)
