@@ -1,0 +1,237 @@
+"""Which errors of plugins mean what, and what helps: one table, read from its top.
+
+`classify` and `backoff` decide nothing else; the network's provider acts on them, and shows `reason` in a condition.
+Texts are those of the reference plugins 1.1.1 (Debian 12) to 1.9.1; codes are the specification's, section 5.
+"""
+
+from __future__ import annotations
+
+import re
+from random import Random
+
+from perdure.network.cni.error_classes import Action, Classified, ErrorClass, Row
+from perdure.network.cni.errors import (
+    CacheUnusable,
+    CniError,
+    Command,
+    ConfigurationError,
+    InvalidAttachment,
+    NotCached,
+    PluginError,
+    PluginFault,
+)
+
+FIRST_DELAY_SECONDS = 0.5
+MAX_DELAY_SECONDS = 60.0
+SPREAD = 0.2
+"""Of a delay, how much chance takes off, so that runtimes that failed together do not come back together."""
+
+
+def _texts(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE)
+
+
+ADD, CHECK, DEL = (Command.ADD,), (Command.CHECK,), (Command.DEL,)
+
+
+def _again(
+    kind: ErrorClass,
+    reason: str,
+    text: re.Pattern[str] | None = None,
+    faults: tuple[PluginFault, ...] | None = None,
+) -> tuple[Row, ...]:
+    """What may have left any half of its work behind: undone before it is done anew, and a DEL is its own undoing."""
+    return (
+        Row(kind, Action.DELETE_THEN_ADD, reason, text, faults=faults, commands=ADD),
+        Row(kind, Action.DELETE_AGAIN, reason, text, faults=faults, commands=DEL),
+        Row(kind, Action.BACK_OFF, reason, text, faults=faults),
+    )
+
+
+TABLE: tuple[Row, ...] = (
+    Row(ErrorClass.PLUGIN_MISSING, Action.STOP, "NetworkPluginMissing", faults=(PluginFault.MISSING,)),
+    Row(ErrorClass.PLUGIN_NOT_EXECUTABLE, Action.STOP, "NetworkPluginMissing", faults=(PluginFault.NOT_EXECUTABLE,)),
+    *_again(ErrorClass.PLUGIN_TIMEOUT, "NetworkPluginTimeout", faults=(PluginFault.TIMED_OUT,)),
+    *_again(ErrorClass.GARBAGE_OUTPUT, "NetworkPluginGarbage", faults=(PluginFault.GARBAGE,)),
+    # iptables and its kin, inside whichever plugin calls them
+    *_again(
+        ErrorClass.TOOL_BUSY,
+        "NetworkToolBusy",
+        _texts("xtables lock", "Resource temporarily unavailable", "text file busy"),
+    ),
+    Row(
+        ErrorClass.TOOL_MISSING,
+        Action.STOP,
+        "NetworkToolMissing",
+        _texts(r"executable file not found in \$PATH", "neither iptables nor ip6tables is usable"),
+    ),
+    Row(
+        ErrorClass.NO_PRIVILEGE,
+        Action.STOP,
+        "NetworkNotPermitted",
+        _texts("operation not permitted", "permission denied"),
+    ),
+    # bridge and other plugins that make an interface
+    Row(
+        ErrorClass.ALREADY_ATTACHED,
+        Action.DELETE_THEN_ADD,
+        "NetworkLeftover",
+        _texts(
+            r"container veth name provided \(\S+\) already exists",
+            r'container veth name \("\S+"\) peer provided \("\S+"\) already exists',
+            r"failed to rename (macvlan|ipvlan) to \S+ file exists",
+        ),
+        commands=ADD,
+    ),
+    Row(
+        ErrorClass.NOT_A_BRIDGE,
+        Action.STOP,
+        "NetworkMisconfigured",
+        _texts("already exists but is not a bridge"),
+    ),
+    Row(
+        ErrorClass.WRONG_SUBNET,
+        Action.STOP,
+        "NetworkMisconfigured",
+        _texts("already has an IP address different from"),
+    ),
+    Row(ErrorClass.BRIDGE_MAC, Action.REPAIR_BRIDGE, "NetworkBridgeAddress", _texts("could not set bridge's mac")),
+    Row(
+        ErrorClass.MASTER_MISSING,
+        Action.STOP,
+        "NetworkMisconfigured",
+        _texts('failed to lookup master "', "no default route interface found"),
+        commands=(Command.ADD, Command.CHECK),
+    ),
+    # host-local
+    Row(
+        ErrorClass.DUPLICATE_ALLOCATION,
+        Action.DELETE_THEN_ADD,
+        "NetworkLeftover",
+        _texts("duplicate allocation is not allowed"),
+        commands=ADD,
+    ),
+    Row(
+        ErrorClass.POOL_EXHAUSTED,
+        Action.SWEEP_THEN_BACK_OFF,
+        "NetworkPoolExhausted",
+        _texts("no IP addresses available in range set", r"requested IP address \S+ is not available in range set"),
+        commands=ADD,
+    ),
+    Row(
+        ErrorClass.INVALID_CONFIGURATION,
+        Action.STOP,
+        "NetworkMisconfigured",
+        _texts(
+            "no IP ranges specified",
+            r"invalid range set \d+",
+            r"range set \d+ overlaps with",
+            r"requested ip \S+ is subnet's gateway",
+            "failed to load netconf",
+            "failed to parse (network configuration|config)",
+            "must be called as a? ?chained plugin",
+            "missing prevResult from earlier plugin",
+            r"Invalid (container|host) port number",
+            "(rate|burst) is set, (rate|burst) must also be set",
+        ),
+    ),
+    # network namespaces
+    Row(
+        ErrorClass.NETNS_LOST,
+        Action.RECREATE_NETNS,
+        "NetworkNamespaceLost",
+        _texts(r"failed to Statfs \S+ no such file", "unknown FS magic on"),
+    ),
+    Row(ErrorClass.NETNS_LOST, Action.RECREATE_NETNS, "NetworkNamespaceLost", codes=(8,)),
+    Row(
+        ErrorClass.PLUGIN_MISSING,
+        Action.STOP,
+        "NetworkPluginMissing",
+        _texts('failed to find plugin "[^"]*" in path'),
+    ),
+    # rules
+    Row(
+        ErrorClass.HALF_DELETED,
+        Action.DELETE_AGAIN,
+        "NetworkCleanup",
+        _texts(
+            "chain '?CN[I-][^ ]* does not exist",
+            "No chain/target/match by that name",
+            "could not teardown ipv[46] dnat",
+        ),
+        commands=DEL,
+    ),
+    Row(
+        ErrorClass.CHECK_UNRELIABLE,
+        Action.IGNORE,
+        "NetworkUnchecked",
+        _texts(r"could not check ipv6 dnat: chain \S+ not found"),
+        commands=CHECK,
+    ),
+    Row(
+        ErrorClass.RULES_MISSING,
+        Action.REPAIR_RULES,
+        "NetworkRulesMissing",
+        _texts(
+            "could not check ipv4 dnat",
+            "could not check ipv6 dnat",
+            r"expected \S* ?rule .* not found",
+            "missing hostport rules in",
+            "failed to find qdisc",
+        ),
+        commands=CHECK,
+    ),
+    Row(
+        ErrorClass.ATTACHMENT_DAMAGED,
+        Action.DELETE_THEN_ADD,
+        "NetworkDamaged",
+        _texts(
+            "CNI (created|veth created)",
+            r"interface (name )?\S+ not found",
+            r"interface name in prevResult: \S+ not found",
+            "doesn't match",
+            "cannot find container link",
+            "failed to (match addr|find gateway)",
+            "expected route",
+            "failed to find address added by container",
+        ),
+        commands=CHECK,
+    ),
+    # the specification's own codes
+    Row(ErrorClass.INCOMPATIBLE_VERSION, Action.STOP, "NetworkMisconfigured", codes=(1,)),
+    Row(ErrorClass.UNSUPPORTED_FIELD, Action.STOP, "NetworkMisconfigured", codes=(2,)),
+    Row(ErrorClass.CONTAINER_UNKNOWN, Action.IGNORE, "NetworkCleanup", codes=(3,), commands=DEL),
+    Row(ErrorClass.CONTAINER_UNKNOWN, Action.DELETE_THEN_ADD, "NetworkFailed", codes=(3,)),
+    Row(ErrorClass.INVALID_ENVIRONMENT, Action.STOP, "NetworkMisconfigured", codes=(4,)),
+    Row(ErrorClass.IO_FAILURE, Action.BACK_OFF, "NetworkFailed", codes=(5,)),
+    Row(ErrorClass.DECODING_FAILURE, Action.STOP, "NetworkMisconfigured", codes=(6,)),
+    Row(ErrorClass.INVALID_CONFIGURATION, Action.STOP, "NetworkMisconfigured", codes=(7,)),
+    Row(ErrorClass.TRY_AGAIN_LATER, Action.BACK_OFF, "NetworkBusy", codes=(11,)),
+    Row(ErrorClass.PLUGIN_NOT_AVAILABLE, Action.BACK_OFF, "NetworkPluginUnavailable", codes=(50,)),
+    Row(ErrorClass.LIMITED_CONNECTIVITY, Action.BACK_OFF, "NetworkPluginUnavailable", codes=(51,)),
+    *_again(ErrorClass.PLUGIN_CRASHED, "NetworkPluginCrashed", faults=(PluginFault.CRASHED,)),
+)
+
+UNKNOWN = Classified(ErrorClass.UNKNOWN, Action.BACK_OFF, "NetworkFailed")
+
+
+def classify(error: CniError) -> Classified:
+    """What `error` means. An error that the table does not know is taken as one that passes."""
+    match error:
+        case PluginError():
+            found = next((row for row in TABLE if row.matches(error)), None)
+            return UNKNOWN if found is None else Classified(found.kind, found.action, found.reason)
+        case ConfigurationError() | InvalidAttachment():
+            return Classified(ErrorClass.INVALID_CONFIGURATION, Action.STOP, "NetworkMisconfigured")
+        case NotCached():
+            return Classified(ErrorClass.NO_RECORD, Action.IGNORE, "NetworkUnchecked")
+        case CacheUnusable():
+            return Classified(ErrorClass.CACHE_UNUSABLE, Action.BACK_OFF, "NetworkCacheUnusable")
+        case _:
+            return UNKNOWN
+
+
+def backoff(attempt: int, random: Random) -> float:
+    """Seconds to wait after failed attempt number `attempt` (from 1): doubled from half a second to a minute, with jitter."""
+    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(attempt - 1, 16))
+    return delay * random.uniform(1.0 - SPREAD, 1.0)
