@@ -42,6 +42,7 @@ REQUIRED = (
     Package("runc", "runc"),
     Package("containernetworking-plugins", "/usr/lib/cni/bridge"),
     Package("iptables", "iptables"),
+    Package("nftables", "nft"),
     Package("iproute2", "ip"),
     Package("zstd", "zstd"),
     Package("tar", "tar"),
