@@ -17,6 +17,7 @@ from tests.integration.kube.control_plane import control_plane
 from perdure.api.archive import object_name
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.names import (
+    ANNOTATION_HOST_PORTS,
     API_VERSION,
     FINALIZER,
     LABEL_NAMESPACE_UID,
@@ -415,6 +416,19 @@ async def test_binding_again_is_no_write(world: World) -> None:
     bound = await world.controller.bind(await world.create("bot"), NODE, NODE_ID, BINDING)
     assert await world.controller.bind(bound, NODE, NODE_ID, BINDING) == bound
     assert await world.read(bound) == bound
+
+
+async def test_binding_brings_the_ports_and_takes_them_away(world: World) -> None:
+    runtime = await world.create("bot")
+    bound = await world.controller.bind(runtime, NODE, NODE_ID, BINDING, {"b": 7001, "a": 7000})
+    assert bound.host_ports == {"a": 7000, "b": 7001}
+    assert bound.generation == runtime.generation
+    assert await world.controller.bind(bound, NODE, NODE_ID, BINDING, {"a": 7000, "b": 7001}) == bound
+    moved = await world.controller.bind(bound, NODE, NODE_ID, BINDING, {"a": 7002})
+    assert moved.host_ports == {"a": 7002}
+    without = await world.controller.bind(moved, NODE, NODE_ID, BINDING)
+    assert ANNOTATION_HOST_PORTS not in without.annotations
+    assert await world.read(without) == without
 
 
 async def test_binding_keeps_finalizers_of_others(world: World) -> None:

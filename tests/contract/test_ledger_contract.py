@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from typing import Protocol
 
 import pytest
-from psycopg import sql
-from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTables
+from tests.contract.ledger_rig import Rig, rig
 from tests.integration.ledger.samples import (
     NAME_A,
     NAME_B,
@@ -25,71 +22,19 @@ from tests.integration.ledger.samples import (
 )
 
 from perdure.api.conditions import Reason
-from perdure.api.names import InstallationId, NamespaceUid, NodeId, OperationId, RuntimeRef
+from perdure.api.names import NamespaceUid, NodeId, OperationId, RuntimeRef
 from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
-from perdure.ledger.agent import PostgresAgentLedger
-from perdure.ledger.controller import PostgresControllerLedger
-from perdure.ledger.database import Database
-from perdure.ledger.migrate import migrate
 from perdure.plan.certainty import Present
 from perdure.plan.world import LedgerFacts, Op
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
-from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow, ControllerLedger
+from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow
+
+__all__ = ["rig"]
 
 LATEST = Restore()
 NONE = Restore(policy=RestorePolicy.NONE)
-EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
-
-
-class Rig(Protocol):
-    """One ledger, and as many processes on it as a test wants."""
-
-    def agent(self, node: NodeId = NODE_A) -> AgentLedger: ...
-
-    def controller(self) -> ControllerLedger: ...
-
-    async def let_leases_run_out(self) -> None: ...
-
-
-class PostgresRig:
-    def __init__(self, database: Database) -> None:
-        self._database = database
-
-    def agent(self, node: NodeId = NODE_A) -> AgentLedger:
-        return PostgresAgentLedger(self._database, InstallationId("cluster"), node)
-
-    def controller(self) -> ControllerLedger:
-        return PostgresControllerLedger(self._database, InstallationId("cluster"))
-
-    async def let_leases_run_out(self) -> None:
-        await self._database.write("expiring leases", EXPIRE, {})
-
-
-class FakeRig:
-    def __init__(self) -> None:
-        self._now = 0.0
-        self._tables = LedgerTables(now=lambda: self._now)
-
-    def agent(self, node: NodeId = NODE_A) -> AgentLedger:
-        return FakeAgentLedger(node, self._tables)
-
-    def controller(self) -> ControllerLedger:
-        return FakeControllerLedger(self._tables)
-
-    async def let_leases_run_out(self) -> None:
-        self._now += 10 * TTL
-
-
-@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.env), "fake"])
-async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
-    if request.param == "fake":
-        yield FakeRig()
-        return
-    async with Database(request.getfixturevalue("database_url")) as database:
-        await migrate(database)
-        yield PostgresRig(database)
 
 
 async def known(ledger: AgentLedger, of: RuntimeRef, restore: Restore = LATEST) -> LedgerFacts:

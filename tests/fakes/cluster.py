@@ -17,6 +17,7 @@ import msgspec
 from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import (
+    ANNOTATION_HOST_PORTS,
     FINALIZER,
     LABEL_NAMESPACE_UID,
     LABEL_NODE,
@@ -29,11 +30,12 @@ from perdure.api.names import (
     RuntimeRef,
     Uid,
 )
+from perdure.api.network import write_host_ports
 from perdure.api.node import NodeStatus
 from perdure.api.runtime import Condition, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports.cluster import NamespaceFacts, Published
+from perdure.reconcile.ports.cluster import NO_PORTS, NamespaceFacts, Published
 from perdure.reconcile.ports.errors import ApiUnavailable, SourceError, StatusConflict
 
 Hook = Callable[[str, Literal["before", "after"]], None]
@@ -229,19 +231,33 @@ class FakeCluster:
         self.state.nodes[name] = status
         self._call("report_node", "after", what)
 
-    async def bind(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace_uid: NamespaceUid) -> Runtime:
+    async def bind(
+        self,
+        runtime: Runtime,
+        node: NodeName,
+        node_id: NodeId,
+        namespace_uid: NamespaceUid,
+        host_ports: Mapping[str, int] = NO_PORTS,
+    ) -> Runtime:
         what = f"binding {runtime.key} to node {node}"
         labels = {LABEL_NODE: node, LABEL_NODE_ID: node_id, LABEL_NAMESPACE_UID: namespace_uid}
         if runtime.terminating and not runtime.protected:
             raise StatusConflict(f"{what}: it is being deleted and was never protected")
-        if runtime.protected and labels.items() <= runtime.labels.items():
+        wanted = write_host_ports(host_ports)
+        same_ports = runtime.annotations.get(ANNOTATION_HOST_PORTS) == wanted
+        if runtime.protected and labels.items() <= runtime.labels.items() and same_ports:
             return runtime
         self._call("bind", "before", what)
         known = self._same(runtime, what)
         if known.resource_version != runtime.resource_version:
             raise StatusConflict(f"{what}: it changed since it was read")
         finalizers = known.finalizers if known.protected else (*known.finalizers, FINALIZER)
-        bound = self.state.change(known, labels={**known.labels, **labels}, finalizers=finalizers)
+        annotations = {name: value for name, value in known.annotations.items() if name != ANNOTATION_HOST_PORTS}
+        if wanted is not None:
+            annotations[ANNOTATION_HOST_PORTS] = wanted
+        bound = self.state.change(
+            known, labels={**known.labels, **labels}, annotations=annotations, finalizers=finalizers
+        )
         self._call("bind", "after", what)
         return bound
 

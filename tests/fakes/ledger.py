@@ -6,7 +6,7 @@ is. Time is the `now` of the tables: tests set it to let leases run out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -15,6 +15,21 @@ from perdure.api.conditions import Reason
 from perdure.api.names import Identity, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
+from perdure.plan.allotment import (
+    DEFAULT_RANGE,
+    Exhausted,
+    NodePort,
+    NodePorts,
+    PortDemand,
+    PortRange,
+    Reservation,
+    Taken,
+    allot,
+    redraw,
+    refusal_of_exhausted,
+    refusal_of_taken,
+)
+from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
@@ -63,6 +78,16 @@ class LeaseEntry:
     expires_at: float
 
 
+@dataclass(slots=True)
+class PortEntry:
+    """A row of `ports`, without its key."""
+
+    uid: Uid
+    reservation: Reservation
+    reserved_at: float
+    published: bool = False
+
+
 ArchiveState = Literal["writing", "verified", "quarantined", "purging", "purged"]
 
 
@@ -90,7 +115,20 @@ class LedgerTables:
     operations: dict[OperationId, OperationEntry] = field(default_factory=dict)
     leases: dict[str, LeaseEntry] = field(default_factory=dict)
     archives: dict[int, ArchiveEntry] = field(default_factory=dict)
+    ports: dict[tuple[NodeId, NodePort], PortEntry] = field(default_factory=dict)
+    port_ranges: dict[NodeId, tuple[PortRange, int]] = field(default_factory=dict)
+    """What Dynamic ports of a node are drawn from, and the number that was drawn last."""
     fence: int = 0
+
+    def node_ports(self, node: NodeId, uid: Uid) -> NodePorts:
+        here = {at: entry for (where, at), entry in self.ports.items() if where == node}
+        mine = {at: entry for at, entry in here.items() if entry.uid == uid}
+        return NodePorts(
+            mine={at: entry.reservation for at, entry in mine.items()},
+            others={at: entry.uid for at, entry in here.items() if entry.uid != uid},
+            latest=self.port_ranges[node][1] if node in self.port_ranges else 0,
+            published=frozenset(entry.reservation.name for entry in mine.values() if entry.published),
+        )
 
     def identity(self) -> LedgerIdentity:
         return LedgerIdentity(self.id, max((lease.fence for lease in self.leases.values()), default=0))
@@ -385,6 +423,32 @@ class FakeAgentLedger(_Fake):
             entry.state = "quarantined"
         self._after("quarantine")
 
+    # ------------------------------------------------------------------------------------------ ports
+
+    async def replace_port(self, ref: RuntimeRef, node: NodeName, name: str, taken: int) -> int | Refused | None:
+        self._before("replace_port")
+        within, _ = self.tables.port_ranges.get(self._node, (DEFAULT_RANGE, 0))
+        known = self.tables.node_ports(self._node, ref.uid)
+        answer = redraw(name, taken, known, within, node)
+        if isinstance(answer, int) and answer != known.number_of(name):
+            for at in [at for at, reservation in known.mine.items() if reservation.name == name]:
+                entry = replace(self.tables.ports.pop((self._node, at)), reserved_at=self.tables.now())
+                self.tables.ports[self._node, NodePort(at.transport, answer)] = entry
+            self.tables.port_ranges[self._node] = within, answer
+        self._after("replace_port")
+        return answer
+
+    async def ports_published(self, ref: RuntimeRef, published: Mapping[str, int]) -> bool:
+        self._before("ports_published")
+        held = set()
+        for (node, at), entry in self.tables.ports.items():
+            name = entry.reservation.name
+            if (node, entry.uid) == (self._node, ref.uid) and published.get(name) == at.number:
+                entry.published = True
+                held.add(name)
+        self._after("ports_published")
+        return held == set(published)
+
 
 class FakeControllerLedger(_Fake):
     async def read(self, ref: RuntimeRef, restore: Restore) -> BoundRow:
@@ -402,12 +466,53 @@ class FakeControllerLedger(_Fake):
             archive_known=archive is not None,
         )
 
-    async def bind(self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str) -> Binding:
+    async def bind(
+        self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str, demand: PortDemand | None = None
+    ) -> Binding | Refused:
         self._before("bind")
-        binding = self.tables.bindings.setdefault(ref.uid, Binding(ref.uid, node, node_id))
+        binding = self.tables.bindings.get(ref.uid, Binding(ref.uid, node, node_id))
+        numbers: tuple[tuple[str, int], ...] | Refused = () if demand is None else self._reserve(binding, demand)
+        if isinstance(numbers, Refused):
+            return numbers
+        self.tables.bindings[ref.uid] = binding
         self.tables.runtime(ref)
         self._after("bind")
-        return binding
+        return replace(binding, ports=numbers)
+
+    def _reserve(self, binding: Binding, demand: PortDemand) -> tuple[tuple[str, int], ...] | Refused:
+        node, uid = binding.node_id, binding.uid
+        known = self.tables.node_ports(node, uid)
+        answer = allot(demand, known)
+        if isinstance(answer, Taken):
+            holder = self.tables.runtimes[answer.by].ref if answer.by is not None else None
+            told = f"{holder.kind} {holder.namespace}/{holder.name}" if holder is not None else None
+            return refusal_of_taken(answer, binding.node_name, told)
+        if isinstance(answer, Exhausted):
+            return refusal_of_exhausted(answer.port.name, demand.within, binding.node_name)
+        for at in answer.drop:
+            del self.tables.ports[node, at]
+        for at, reservation in answer.put.items():
+            entry = self.tables.ports.setdefault((node, at), PortEntry(uid, reservation, self.tables.now()))
+            entry.reservation = reservation
+        self.tables.port_ranges[node] = demand.within, answer.latest
+        return answer.numbers
+
+    async def free_ports(self, ref: RuntimeRef) -> None:
+        self._before("free_ports")
+        self.tables.ports = {key: entry for key, entry in self.tables.ports.items() if entry.uid != ref.uid}
+        self._after("free_ports")
+
+    async def abandoned_ports(self, unpublished_for: float) -> Sequence[RuntimeRef]:
+        self._before("abandoned_ports")
+        until = self.tables.now() - unpublished_for
+        found = []
+        for uid in dict.fromkeys(entry.uid for entry in self.tables.ports.values()):
+            runtime = self.tables.runtimes[uid]
+            of_it = [entry for entry in self.tables.ports.values() if entry.uid == uid]
+            idle = all(not entry.published and entry.reserved_at <= until for entry in of_it)
+            if idle or runtime.released or runtime.force_release_reason is not None:
+                found.append(runtime.ref)
+        return tuple(found)
 
     async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
         self._before("unpublished")

@@ -5,13 +5,14 @@ Every write is decided on one resourceVersion and can be repeated: what is alrea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from perdure.api.archive import ArchiveStatus
 from perdure.api.names import (
+    ANNOTATION_HOST_PORTS,
     FINALIZER,
     LABEL_NAMESPACE_UID,
     LABEL_NODE,
@@ -20,13 +21,14 @@ from perdure.api.names import (
     NodeId,
     NodeName,
 )
+from perdure.api.network import write_host_ports
 from perdure.api.runtime import Runtime
 from perdure.kube import paths
 from perdure.kube.archives import ArchiveObject, archive_body, archive_name, archive_status, parse_archive
 from perdure.kube.client import ApiClient, ApiRefused
 from perdure.kube.cluster import KubeCluster, find_namespace
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports.cluster import NamespaceFacts, Published
+from perdure.reconcile.ports.cluster import NO_PORTS, NamespaceFacts, Published
 from perdure.reconcile.ports.errors import ApiUnavailable, StatusConflict
 from perdure.telemetry.metrics import Metrics
 
@@ -35,12 +37,16 @@ _TERMINATING = "NamespaceTerminating"
 """Cause of a 403 for anything new in a namespace that goes (plugin/pkg/admission/namespace/lifecycle)."""
 
 
-def bind_patch(runtime: Runtime, node: NodeName, node_id: NodeId, namespace_uid: NamespaceUid) -> dict[str, Any]:
-    """The `metadata` that binds: our finalizer beside everybody else's, and three labels. Empty if it is so already."""
-    labels = {LABEL_NODE: node, LABEL_NODE_ID: node_id, LABEL_NAMESPACE_UID: namespace_uid}
+def bind_patch(runtime: Runtime, labels: Mapping[str, str], host_ports: str | None) -> dict[str, Any]:
+    """The `metadata` that binds: our finalizer beside everybody else's, the labels, and the ports on the node.
+
+    Empty if it is so already.
+    """
     patch: dict[str, Any] = {}
+    if runtime.annotations.get(ANNOTATION_HOST_PORTS) != host_ports:
+        patch["annotations"] = {ANNOTATION_HOST_PORTS: host_ports}
     if any(runtime.labels.get(key) != value for key, value in labels.items()):
-        patch["labels"] = labels
+        patch["labels"] = dict(labels)
     if not runtime.protected:
         # A merge patch replaces the list: other people's finalizers must be in it.
         patch["finalizers"] = [*runtime.finalizers, FINALIZER]
@@ -71,12 +77,20 @@ class KubeControllerCluster(KubeCluster):
         except ApiRefused as refused:
             raise ApiUnavailable(str(refused)) from refused
 
-    async def bind(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace_uid: NamespaceUid) -> Runtime:
+    async def bind(
+        self,
+        runtime: Runtime,
+        node: NodeName,
+        node_id: NodeId,
+        namespace_uid: NamespaceUid,
+        host_ports: Mapping[str, int] = NO_PORTS,
+    ) -> Runtime:
         """Raises `StatusConflict` if the object is newer, gone, or Terminating without our finalizer."""
         what = f"binding {runtime.key} to node {node}"
         if runtime.terminating and not runtime.protected:
             raise StatusConflict(f"{what}: it is being deleted and was never protected")
-        metadata = bind_patch(runtime, node, node_id, namespace_uid)
+        labels = {LABEL_NODE: node, LABEL_NODE_ID: node_id, LABEL_NAMESPACE_UID: namespace_uid}
+        metadata = bind_patch(runtime, labels, write_host_ports(host_ports))
         if not metadata:
             return runtime
         try:

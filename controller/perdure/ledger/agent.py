@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from psycopg import sql
 from psycopg.rows import DictRow
@@ -13,14 +13,15 @@ from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, Uid
 from perdure.api.runtime import Restore
-from perdure.ledger import catalogue, leases, operations
+from perdure.ledger import catalogue, leases, operations, ports
 from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
+from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
-from perdure.reconcile.ports.ledger import Lease, LedgerIdentity
+from perdure.reconcile.ports.ledger import Binding, Lease, LedgerIdentity
 
 _TOKEN_BYTES = 16
 
@@ -222,3 +223,29 @@ class PostgresAgentLedger:
     async def quarantine(self, sequence: int, why: str) -> None:
         parameters = {"installation": self._installation, "sequence": sequence, "why": operations.storable(why)}
         await self._database.write(f"putting archive {sequence} into quarantine", catalogue.QUARANTINE, parameters)
+
+    # ------------------------------------------------------------------------------------------ ports
+
+    async def replace_port(self, ref: RuntimeRef, node: NodeName, name: str, taken: int) -> int | Refused | None:
+        """Only of this node: the ports of another one are not its agent's to move."""
+        binding = Binding(ref.uid, node, self._node)
+
+        async def work(connection: Connection) -> int | Refused | None:
+            async with connection.transaction():
+                return await ports.replace(connection, self._installation, binding, name, taken)
+
+        return await self._database.run(f"asking for another port than {taken} for {name} of {ref}", work)
+
+    async def ports_published(self, ref: RuntimeRef, published: Mapping[str, int]) -> bool:
+        row = await self._database.row(
+            f"recording that the ports of {ref} are served",
+            ports.PUBLISH,
+            {
+                "installation": self._installation,
+                "node_id": self._node,
+                "uid": ref.uid,
+                "names": list(published),
+                "ports": list(published.values()),
+            },
+        )
+        return row is not None and row["held"]

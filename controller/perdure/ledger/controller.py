@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from psycopg import sql
 from psycopg.rows import DictRow
 
 from perdure.api.names import InstallationId, NamespaceUid, NodeId, NodeName, RuntimeRef
 from perdure.api.runtime import Restore, RestorePolicy
-from perdure.ledger import catalogue, operations
-from perdure.ledger.database import Database
+from perdure.ledger import catalogue, operations, ports
+from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
+from perdure.plan.allotment import PortDemand
+from perdure.plan.binding import Refused
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.errors import LedgerUnavailable
 from perdure.reconcile.ports.ledger import Binding, BoundRow, LedgerIdentity
@@ -86,7 +89,9 @@ class PostgresControllerLedger:
             archive_known=archive is not None,
         )
 
-    async def bind(self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str) -> Binding:
+    async def bind(
+        self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str, demand: PortDemand | None = None
+    ) -> Binding | Refused:
         doing = f"binding {ref} to {node}"
         parameters = {
             **operations.identity_parameters(self._installation, ref),
@@ -94,13 +99,40 @@ class PostgresControllerLedger:
             "node_id": node_id,
             "image": image,
         }
-        # Empty when another controller's insert committed while ours waited for it: our snapshot is older than its row.
-        row = await self._database.row(doing, _BIND, parameters) or await self._database.row(
-            doing, _BINDING, {"installation": self._installation, "uid": ref.uid}
+
+        async def bind(connection: Connection) -> Binding:
+            row = await (await connection.execute(_BIND, parameters)).fetchone()
+            if row is None:
+                # Another controller's insert committed while ours waited for it: our snapshot was older than its row.
+                row = await (await connection.execute(_BINDING, parameters)).fetchone()
+            if row is None:
+                raise LedgerUnavailable(f"{doing}: the ledger neither took the binding nor has one")
+            return _binding(ref, row)
+
+        async def bind_with_ports(connection: Connection) -> Binding:
+            async with connection.transaction():
+                binding = await bind(connection)
+                numbers = await ports.reserve(connection, self._installation, binding, demand or PortDemand(()))
+                if isinstance(numbers, Refused):
+                    raise _NoPorts(numbers)
+            return replace(binding, ports=numbers)
+
+        try:
+            return await self._database.run(doing, bind if demand is None else bind_with_ports)
+        except _NoPorts as error:
+            return error.refused
+
+    async def free_ports(self, ref: RuntimeRef) -> None:
+        await self._write(f"giving the ports of {ref} back", ports.FREE, uid=ref.uid)
+
+    async def abandoned_ports(self, unpublished_for: float) -> Sequence[RuntimeRef]:
+        """Oldest first."""
+        rows = await self._database.rows(
+            "listing ports that nobody may need",
+            ports.ABANDONED,
+            {"installation": self._installation, "unpublished_for": unpublished_for},
         )
-        if row is None:
-            raise LedgerUnavailable(f"{doing}: the ledger neither took the binding nor has one")
-        return _binding(ref, row)
+        return tuple(map(ports.life, rows))
 
     async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
         """Oldest first."""
@@ -154,6 +186,14 @@ class PostgresControllerLedger:
 
     async def _write(self, doing: str, statement: sql.SQL, **parameters: object) -> None:
         await self._database.write(doing, statement, {"installation": self._installation, **parameters})
+
+
+class _NoPorts(Exception):
+    """Takes the transaction back that it leaves."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.message)
+        self.refused = refused
 
 
 def _binding(ref: RuntimeRef, row: DictRow) -> Binding:

@@ -134,6 +134,9 @@ class Database:
             raise psycopg.NotSupportedError(self._last_refusal)
         milliseconds = round(self.settings.statement_seconds * 1000)
         await connection.execute(sql.SQL("SET statement_timeout = {}").format(milliseconds))
+        # A machine that is lost in the middle of a transaction must not hold its locks until TCP notices.
+        idle = round(self.settings.deadline_seconds * 1000)
+        await connection.execute(sql.SQL("SET idle_in_transaction_session_timeout = {}").format(idle))
 
     def _connection_class(self) -> type[Connection]:
         """The pool tells its callers only that there is no connection: this remembers why."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, NodeName
@@ -52,6 +53,9 @@ class Refused:
     message: str
 
 
+NOTHING_REFUSED: Mapping[NodeId, Refused] = MappingProxyType({})
+
+
 def requested(spec: RuntimeSpec) -> Amounts:
     """What a runtime asks for. Text that is no quantity (stored before the CRD refused it) asks for nothing."""
     try:
@@ -69,10 +73,14 @@ def allocatable(node: RuntimeNode) -> Amounts:
 
 
 def choose_node(
-    spec: RuntimeSpec, candidates: Sequence[Candidate], used: Mapping[NodeId, Amounts], pinned: NodeId | None
+    spec: RuntimeSpec,
+    candidates: Sequence[Candidate],
+    used: Mapping[NodeId, Amounts],
+    pinned: NodeId | None,
+    without_ports: Mapping[NodeId, Refused] = NOTHING_REFUSED,
 ) -> Chosen | Refused:
     """The node to bind to. `used`: requests of what is bound already; `pinned`: the only node that can read the archive
-    that would be restored."""
+    that would be restored; `without_ports`: nodes on which the ledger has not the ports that the spec asks for."""
     if pinned is not None and all(candidate.node.node_id != pinned for candidate in candidates):
         return Refused(
             Reason.ARCHIVE_NOT_REACHABLE,
@@ -82,8 +90,12 @@ def choose_node(
     asked = requested(spec)
     reasons: dict[str, int] = {}
     fitting: list[tuple[float, NodeName, NodeId]] = []
+    portless: list[tuple[NodeName, Refused]] = []
     for candidate in candidates:
         objection = _objection(spec, candidate, asked, used, pinned)
+        if objection is None and candidate.node.node_id in without_ports:
+            objection = "without its ports"
+            portless.append((candidate.node.name, without_ports[candidate.node.node_id]))
         if objection is not None:
             reasons[objection] = reasons.get(objection, 0) + 1
             continue
@@ -92,6 +104,9 @@ def choose_node(
     if fitting:
         _, name, node_id = min(fitting)
         return Chosen(name, node_id)
+    if portless:
+        # All else would fit there: what must change is the port, or who has it.
+        return min(portless, key=lambda found: found[0])[1]
     if not candidates:
         return Refused(Reason.UNSCHEDULABLE, "no node reports: start `perdure agent` on a node")
     told = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))

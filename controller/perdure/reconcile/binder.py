@@ -5,26 +5,30 @@ It touches no container and no data. Called with one key at a time by its own wo
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
 from perdure.api.conditions import ConditionType, Reason, Truth
-from perdure.api.names import NodeId, NodeName, RuntimeRef, Uid
+from perdure.api.names import ANNOTATION_HOST_PORTS, NodeId, RuntimeRef, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, Runtime, RuntimeStatus
+from perdure.plan.allotment import DEFAULT_RANGE, PortDemand, PortRange, are_published, wanted_ports
 from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
+from perdure.plan.certainty import Absent
 from perdure.plan.view import archive_name
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.cluster import ControllerCluster, NamespaceFacts, Objects, Published
 from perdure.reconcile.ports.errors import ApiUnavailable, PortError, StatusConflict
-from perdure.reconcile.ports.ledger import BoundRow, ControllerLedger
+from perdure.reconcile.ports.ledger import Binding, BoundRow, ControllerLedger
 from perdure.reconcile.queue import KeyedQueue
 
 RETRY_SECONDS = 5.0
 """While something is away or no node fits; node reports and edits make it sooner."""
 ARCHIVES_AT_ONCE = 100
+UNPUBLISHED_SECONDS = 60.0
+"""A node shows the ports of what it starts sooner than this; what it never showed it may never have heard of."""
 
 log = structlog.get_logger(__name__)
 
@@ -38,6 +42,7 @@ class Office:
     objects: Objects
     queue: KeyedQueue[Uid]
     candidates: Callable[[], Sequence[Candidate]]
+    ports_within: PortRange = DEFAULT_RANGE
 
 
 class Binder:
@@ -47,17 +52,20 @@ class Binder:
         self._office = office
         self._bound_here: dict[Uid, NodeId] = {}
         """Bindings of this process whose labels may not have come back through the watch yet: they count as load."""
+        self._refused: dict[Uid, str] = {}
+        """Why ports of bound runtimes cannot be had, as it was told in an Event: it is told once."""
 
     async def handle(self, uid: Uid) -> None:
         """Bring one object as far as the controller can now."""
         runtime = self._office.objects.get(uid)
         if runtime is None:
             self._bound_here.pop(uid, None)
+            self._refused.pop(uid, None)
             return
         try:
             if runtime.terminating:
                 await self._let_go(runtime)
-            elif not (runtime.protected and runtime.node_id and runtime.namespace_uid):
+            elif not _is_settled(runtime):
                 await self._bind(runtime)
         except StatusConflict:
             log.debug("object_changed_meanwhile", runtime=runtime.key, uid=uid)
@@ -76,18 +84,33 @@ class Binder:
         namespace = await self._namespace(runtime)
         ref = runtime.ref(namespace.uid)
         row = await self._office.ledger.read(ref, runtime.spec.restore)
-        if row.binding is not None:
-            await self._publish(runtime, row.binding.node_name, row.binding.node_id, namespace)
+        answer = await self._place(runtime, ref, row)
+        if isinstance(answer, Binding):
+            await self._publish(runtime, answer, namespace)
             return
-        chosen = self._choose(runtime, row)
-        if isinstance(chosen, Refused):
-            await self._tell(runtime, chosen.reason, chosen.message)
-            self._office.queue.add_in(runtime.uid, RETRY_SECONDS)
-            return
-        binding = await self._office.ledger.bind(ref, chosen.name, chosen.node_id, runtime.spec.image)
-        await self._publish(runtime, binding.node_name, binding.node_id, namespace)
+        if row.binding is None:
+            await self._tell(runtime, answer.reason, answer.message)
+        else:
+            await self._tell_of_ports(runtime, answer)
+        self._office.queue.add_in(runtime.uid, RETRY_SECONDS)
 
-    def _choose(self, runtime: Runtime, row: BoundRow) -> Chosen | Refused:
+    async def _place(self, runtime: Runtime, ref: RuntimeRef, row: BoundRow) -> Binding | Refused:
+        """The binding and its ports, as the ledger has them or takes them."""
+        bind, image = self._office.ledger.bind, runtime.spec.image
+        demand = PortDemand(wanted_ports(runtime.spec), self._office.ports_within)
+        if row.binding is not None:
+            return await bind(ref, row.binding.node_name, row.binding.node_id, image, demand)
+        without_ports: dict[NodeId, Refused] = {}
+        while True:
+            chosen = self._choose(runtime, row, without_ports)
+            if isinstance(chosen, Refused):
+                return chosen
+            answer = await bind(ref, chosen.name, chosen.node_id, image, demand if demand.ports else None)
+            if isinstance(answer, Binding):
+                return answer
+            without_ports[chosen.node_id] = answer
+
+    def _choose(self, runtime: Runtime, row: BoundRow, without_ports: Mapping[NodeId, Refused]) -> Chosen | Refused:
         used: dict[NodeId, Amounts] = {}
         for uid in self._office.objects.uids():
             other = self._office.objects.get(uid)
@@ -99,12 +122,17 @@ class Binder:
             if node_id is not None:
                 used[node_id] = used.get(node_id, Amounts()).plus(requested(other.spec))
         pinned = row.latest_node if row.archive_known else None
-        return choose_node(runtime.spec, self._office.candidates(), used, pinned)
+        return choose_node(runtime.spec, self._office.candidates(), used, pinned, without_ports)
 
-    async def _publish(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace: NamespaceFacts) -> None:
-        self._bound_here[runtime.uid] = node_id
-        self._office.objects.put(await self._office.cluster.bind(runtime, node, node_id, namespace.uid))
-        log.info("bound", runtime=runtime.key, uid=runtime.uid, node=node)
+    async def _publish(self, runtime: Runtime, binding: Binding, namespace: NamespaceFacts) -> None:
+        self._bound_here[runtime.uid] = binding.node_id
+        self._refused.pop(runtime.uid, None)
+        ports = dict(binding.ports)
+        bound = await self._office.cluster.bind(runtime, binding.node_name, binding.node_id, namespace.uid, ports)
+        self._office.objects.put(bound)
+        log.info(
+            "bound", runtime=runtime.key, uid=runtime.uid, node=binding.node_name, **({"ports": ports} if ports else {})
+        )
 
     async def _namespace(self, runtime: Runtime) -> NamespaceFacts:
         namespace = await self._office.cluster.get_namespace(runtime.namespace)
@@ -134,6 +162,9 @@ class Binder:
             elif not row.released:
                 return
             await self._show_archives_of(ref)
+        if runtime.spec.ports or ANNOTATION_HOST_PORTS in runtime.annotations:
+            # Also when the data is preserved: who restores it has another uid, and gets numbers of its own.
+            await self._office.ledger.free_ports(ref)
         await self._office.cluster.release(runtime)
         log.info("released", runtime=runtime.key, uid=runtime.uid)
 
@@ -170,7 +201,30 @@ class Binder:
         await self._office.cluster.unpublish_archive(facts)
         await self._office.ledger.unpublish(facts.sequence)
 
+    # ------------------------------------------------------------------------------------------ ports
+
+    async def free_abandoned_ports(self) -> None:
+        """Give back what lives have that ended without us: their objects are gone, proven by a look past the cache.
+
+        A life whose ports were published keeps them until the ledger has it that it is over: its container may run.
+        Raises `LedgerUnavailable`.
+        """
+        for ref in await self._office.ledger.abandoned_ports(UNPUBLISHED_SECONDS):
+            if self._office.objects.get(ref.uid) is not None:
+                continue
+            if isinstance(await self._office.cluster.look_up(ref), Absent):
+                await self._office.ledger.free_ports(ref)
+                log.info("ports_freed", runtime=str(ref), uid=ref.uid)
+
     # ------------------------------------------------------------------------------------------ telling
+
+    async def _tell_of_ports(self, runtime: Runtime, refused: Refused) -> None:
+        """The status of a bound runtime is its node's to write; what it has already stays in force."""
+        if self._refused.get(runtime.uid) == refused.message:
+            return
+        self._refused[runtime.uid] = refused.message
+        log.info("ports_refused", runtime=runtime.key, uid=runtime.uid, reason=refused.reason, why=refused.message)
+        await self._office.cluster.emit(runtime, reason=refused.reason.value, message=refused.message, warning=True)
 
     async def _tell(self, runtime: Runtime, reason: Reason, message: str, *, phase: Phase = Phase.PENDING) -> None:
         """Until it is bound the controller owns the status; from then on the node's agent does."""
@@ -191,3 +245,9 @@ class Binder:
             self._office.objects.put(await self._office.cluster.write_status(runtime, status))
         except PortError as error:
             log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))
+
+
+def _is_settled(runtime: Runtime) -> bool:
+    """Bound, and its ports are published. The ports of a spec that cannot be read are left as they are."""
+    bound = runtime.protected and runtime.node_id is not None and runtime.namespace_uid is not None
+    return bound and (runtime.invalid is not None or are_published(runtime))

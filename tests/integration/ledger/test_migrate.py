@@ -41,7 +41,9 @@ async def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> No
         await migrate(database)
         await database.write("pretending to be newer", newer, {})
         for refuse in (migrate, check_schema):
-            with pytest.raises(LedgerUnavailable, match="it is 9999, and this program knows 1 at most; run the newer"):
+            with pytest.raises(
+                LedgerUnavailable, match=r"it is 9999, and this program knows \d+ at most; run the newer"
+            ):
                 await refuse(database)
 
 
@@ -61,7 +63,7 @@ async def test_an_agent_says_that_the_controller_must_come_first(database_url: s
 
 async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good = known_migrations()
-    bad = replace(good[0], version=2, name="bad", text="CREATE TABLE half (); SELECT no_such_function();")
+    bad = replace(good[0], version=len(good) + 1, name="bad", text="CREATE TABLE half (); SELECT no_such_function();")
     async with Database(database_url) as database:
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: (*good, bad))
         with pytest.raises(LedgerUnavailable, match="no_such_function"):

@@ -89,6 +89,17 @@ def test_what_is_to_be_restored_goes_where_it_can_be_read_or_nowhere() -> None:
     assert refused.reason is Reason.ARCHIVE_NOT_REACHABLE
 
 
+def test_a_node_without_the_ports_is_passed_over_and_what_is_missing_is_said() -> None:
+    nodes = [candidate("a"), candidate("b"), candidate("c", cordoned=True)]
+    taken = Refused(Reason.PORT_TAKEN, "9000 is reserved by another")
+    exhausted = Refused(Reason.PORT_RANGE_EXHAUSTED, "none is free")
+    assert choose_node(SPEC, nodes, {}, None, {NodeId("id-a"): taken}) == chosen("b")
+    assert choose_node(SPEC, nodes, {}, None, {NodeId("id-a"): taken, NodeId("id-b"): exhausted}) == taken
+    elsewhere = choose_node(SPEC, [nodes[2]], {}, None, {NodeId("id-c"): taken})
+    assert isinstance(elsewhere, Refused)
+    assert elsewhere.reason is Reason.UNSCHEDULABLE
+
+
 def test_no_node_at_all_is_said() -> None:
     refused = choose_node(SPEC, [], {}, None)
     assert isinstance(refused, Refused)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Protocol
 
 from perdure.api.names import (
@@ -79,13 +80,26 @@ class Published(StrEnum):
     """The namespace is going or gone and takes no new objects: the ledger row alone is the record."""
 
 
+NO_PORTS: Mapping[str, int] = MappingProxyType({})
+
+
 class ControllerCluster(Protocol):
     """What the controller asks of the API server. Raises `ApiUnavailable`, `StatusConflict`."""
 
     async def get_namespace(self, name: str) -> NamespaceFacts | None: ...
 
-    async def bind(self, runtime: Runtime, node: NodeName, node_id: NodeId, namespace_uid: NamespaceUid) -> Runtime:
-        """Finalizer and the three binding labels in one merge patch, with resourceVersion."""
+    async def look_up(self, ref: RuntimeRef) -> Certain[Runtime]:
+        """As `Cluster.look_up`."""
+
+    async def bind(
+        self,
+        runtime: Runtime,
+        node: NodeName,
+        node_id: NodeId,
+        namespace_uid: NamespaceUid,
+        host_ports: Mapping[str, int] = NO_PORTS,
+    ) -> Runtime:
+        """Finalizer, the three binding labels and the ports on the node, in one merge patch, with resourceVersion."""
 
     async def release(self, runtime: Runtime) -> None:
         """Take our finalizer off, and only ours. Already off, or the object gone: nothing."""
@@ -93,5 +107,8 @@ class ControllerCluster(Protocol):
     async def publish_archive(self, archive: ArchiveFacts) -> Published: ...
 
     async def unpublish_archive(self, archive: ArchiveFacts) -> None: ...
+
+    async def emit(self, runtime: Runtime, *, reason: str, message: str, warning: bool) -> None:
+        """As `Cluster.emit`."""
 
     async def write_status(self, runtime: Runtime, status: RuntimeStatus) -> Runtime: ...

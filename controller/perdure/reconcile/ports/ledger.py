@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,8 @@ from perdure.api.names import (
     Uid,
 )
 from perdure.api.runtime import Restore
+from perdure.plan.allotment import PortDemand
+from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain
 from perdure.plan.world import (
     ArchiveFacts,
@@ -47,6 +49,8 @@ class Binding:
     uid: Uid
     node_name: NodeName
     node_id: NodeId
+    ports: tuple[tuple[str, int], ...] = ()
+    """(name of the port, number on the node), by name: what was demanded with it."""
 
 
 class AgentLedger(Protocol):
@@ -102,6 +106,19 @@ class AgentLedger(Protocol):
     async def finish(self, row: OperationFinished, node: NodeName, lease: Lease, *, release: bool) -> None:
         """Close a durable operation; with `release`, the life is over in the same statement."""
 
+    async def replace_port(self, ref: RuntimeRef, node: NodeName, name: str, taken: int) -> int | Refused | None:
+        """Another number for a Dynamic port whose number `taken` something else on this node listens on.
+
+        One compare-and-set: a repetition gets the number of the first time. `Refused` (PortTaken) if the number was
+        published or asked for, (PortRangeExhausted) if there is no other; None if nothing is reserved for that port here.
+        """
+
+    async def ports_published(self, ref: RuntimeRef, published: Mapping[str, int]) -> bool:
+        """To be called before anything is served under these numbers: none of them ever changes from then on.
+
+        False: not all of them are reserved on this node (any more); the numbers must be read again.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class BoundRow:
@@ -122,8 +139,21 @@ class ControllerLedger(Protocol):
 
     async def read(self, ref: RuntimeRef, restore: Restore) -> BoundRow: ...
 
-    async def bind(self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str) -> Binding:
-        """The binding, decided once: if there is one already, that one is returned."""
+    async def bind(
+        self, ref: RuntimeRef, node: NodeName, node_id: NodeId, image: str, demand: PortDemand | None = None
+    ) -> Binding | Refused:
+        """The binding, decided once: if there is one already, that one is returned.
+
+        With a demand also the ports on that node, in the same transaction: all of them or, `Refused`, neither ports nor a
+        new binding. What the runtime has and does not demand any more is given back. None: it neither has nor wants any.
+        """
+
+    async def free_ports(self, ref: RuntimeRef) -> None:
+        """Give back all that this life has: it is over, or was never seen by its node."""
+
+    async def abandoned_ports(self, unpublished_for: float) -> Sequence[RuntimeRef]:
+        """Lives with ports that are over, or whose ports no node has shown for so many seconds. An object may still want
+        them: the caller looks before it frees anything."""
 
     async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
         """Archives (verified) that have no RuntimeArchive object yet."""
