@@ -31,7 +31,7 @@ class _Members(msgspec.Struct, rename="camel", omit_defaults=True):
     netns: str = ""
     cni_args: tuple[tuple[str, str], ...] | None = None
     capability_args: dict[str, msgspec.Raw] | None = None
-    result: msgspec.Raw = msgspec.Raw()
+    result: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     incomplete: bool = False
 
 
@@ -69,10 +69,13 @@ class Cache:
         """Raises `CacheUnusable` where a file that may be there cannot be read."""
         return self._read(self._file(network_name, container_id, ifname))
 
-    def records(self) -> tuple[Record | Damaged, ...]:
-        """All that is cached, in the order of file names. Raises `CacheUnusable`."""
+    def records(self, container_id: str = "") -> tuple[Record | Damaged, ...]:
+        """All that is cached, or what is of one container, in the order of file names. Raises `CacheUnusable`."""
+        about = f"-{container_id}-" if container_id else ""
         try:
-            files = sorted(file for file in self._results.iterdir() if not file.name.startswith("."))
+            files = sorted(
+                file for file in self._results.iterdir() if not file.name.startswith(".") and about in file.name
+            )
         except FileNotFoundError:
             return ()
         except OSError as error:
@@ -91,7 +94,7 @@ class Cache:
             netns=record.netns,
             cni_args=record.cni_args or None,
             capability_args=record.capabilities or None,
-            result=msgspec.Raw(record.result or b""),
+            result=msgspec.UNSET if record.result is None else msgspec.Raw(record.result),
             incomplete=not record.complete,
         )
         file = self._file(record.network_name, record.container_id, record.ifname)
@@ -131,7 +134,7 @@ def _record(data: bytes) -> Record:
     members = decode(data, _Members)
     if members.kind != KIND:
         raise Malformed(f"its kind is {members.kind!r}, not {KIND}")
-    result = bytes(members.result) or None
+    result = None if isinstance(members.result, msgspec.UnsetType) else bytes(members.result)
     if result is not None:
         decode_document(result)
     return Record(

@@ -168,6 +168,10 @@ class CniClient:
         """What is attached, or half attached, according to the records."""
         return await asyncio.to_thread(self._cache.records)
 
+    async def cached_of(self, container_id: str) -> tuple[Record | Damaged, ...]:
+        """The same of one container, without reading what is cached of others."""
+        return await asyncio.to_thread(self._cache.records, container_id)
+
     async def _read(self, network: Network, attachment: Attachment) -> Record | Damaged | None:
         return await asyncio.to_thread(self._cache.read, network.name, attachment.container_id, attachment.ifname)
 

@@ -124,6 +124,7 @@ TABLE: tuple[Row, ...] = (
         "NetworkMisconfigured",
         _texts(
             "no IP ranges specified",
+            "too small to allocate from",
             r"invalid range set \d+",
             r"range set \d+ overlaps with",
             r"requested ip \S+ is subnet's gateway",

@@ -1,0 +1,53 @@
+"""Plugins of the tests' own: shell scripts that do what a plugin should never do, and one that only writes down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from perdure.network.cni.configuration import Network, parse
+
+RESULT = '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/ns"}], "ips": [{"address": "10.1.0.5/16", "interface": 0}]}'
+
+
+def script(folder: Path, name: str, body: str) -> Path:
+    """An executable plugin; `$calls` in its body is a file beside it."""
+    path = folder / name
+    path.write_text(f"#!/bin/sh\ncalls={folder}/calls\n{body}\n")
+    path.chmod(0o755)
+    return path
+
+
+def recorder(folder: Path, name: str, answer: str = RESULT, more: str = "") -> Path:
+    """Appends its command, name, container id, namespace and input to `calls`, then answers an ADD."""
+    body = f"""input=$(cat)
+printf '%s\\t%s\\t%s\\t%s\\t%s\\n' "$CNI_COMMAND" {name} "$CNI_CONTAINERID" "$CNI_NETNS" "$input" >>$calls
+{more}
+[ "$CNI_COMMAND" = ADD ] && printf '%s' '{answer}'
+exit 0"""
+    return script(folder, name, body)
+
+
+def calls(folder: Path) -> list[tuple[str, str]]:
+    """Command and plugin of each call so far."""
+    return [(line.split("\t")[0], line.split("\t")[1]) for line in _lines(folder)]
+
+
+def inputs(folder: Path) -> list[dict[str, object]]:
+    """What each call was given on standard input."""
+    return [json.loads(line.split("\t")[4]) for line in _lines(folder)]
+
+
+def namespaces(folder: Path) -> list[str]:
+    return [line.split("\t")[3] for line in _lines(folder)]
+
+
+def _lines(folder: Path) -> list[str]:
+    path = folder / "calls"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def network(*plugins: str | dict[str, object], version: str = "1.0.0", **members: object) -> Network:
+    listed = [{"type": plugin} if isinstance(plugin, str) else plugin for plugin in plugins]
+    document = {"cniVersion": version, "name": "lab", "plugins": listed, **members}
+    return parse(json.dumps(document).encode(), "a test")
