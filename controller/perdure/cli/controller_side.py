@@ -22,6 +22,7 @@ from perdure.kube.nodes import NodeCache
 from perdure.kube.objects import KubeControllerCluster
 from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.controller import PostgresControllerLedger
+from perdure.plan.allotment import PortRange
 from perdure.plan.binding import Candidate
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.ports.cluster import Objects
@@ -32,7 +33,8 @@ from perdure.reconcile.workers import work_with
 WORKERS = 16
 ARCHIVES_SECONDS = 30.0
 """How often the catalogue is read for archives without an object: those of orphans have no deletion that would tell."""
-
+ABANDONED_SECONDS = 120.0
+"""How often the ledger is asked for ports of lives that ended without the controller: they are few, and not in a hurry."""
 RETAIN_RETRY_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -66,6 +68,7 @@ class Seats:
     host: str
     shared: Callable[[RuntimeCache], Objects]
     """Where objects that the binder wrote go: the cache alone, or also the node's half in the same process."""
+    port_range: PortRange
 
 
 async def build(process: Process, common: CommonSettings, seats: Seats) -> ControllerSide:
@@ -85,7 +88,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     def candidates() -> tuple[Candidate, ...]:
         return tuple(Candidate(view.node, view.alive) for view in nodes.views())
 
-    binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates))
+    binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates, seats.port_range))
     resync = Resync(cluster, cache, process.metrics, _wake_all(cache, queue))
     side = ControllerSide(cache, queue, nodes, resync, seats.client, seats.ledger, asyncio.Queue())
     process.closing.callback(queue.close)
@@ -95,6 +98,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     process.spawn("nodes", nodes.run())
     process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
     process.spawn("archives", _publish_archives(binder))
+    process.spawn("abandoned-ports", _free_abandoned_ports(binder))
     process.spawn("retained-archives", _carry_retain(side))
     process.spawn("binders", work_with(WORKERS, queue, binder.handle, process.crash_counter("binder")))
     return side
@@ -117,6 +121,15 @@ async def _publish_archives(binder: Binder) -> None:
         except PortError as error:
             log.warning("archives_not_published", error=str(error))
         await asyncio.sleep(ARCHIVES_SECONDS * random.uniform(0.8, 1.2))
+
+
+async def _free_abandoned_ports(binder: Binder) -> None:
+    while True:
+        try:
+            await binder.free_abandoned_ports()
+        except PortError as error:
+            log.warning("abandoned_ports_not_freed", error=str(error))
+        await asyncio.sleep(ABANDONED_SECONDS * random.uniform(0.8, 1.2))
 
 
 async def _carry_retain(side: ControllerSide) -> None:

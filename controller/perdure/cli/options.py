@@ -11,9 +11,12 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from perdure.plan.allotment import PortRange
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Decorator = Callable[[Function], Function]
@@ -21,6 +24,7 @@ Decorator = Callable[[Function], Function]
 OUTPUTS = ("table", "wide", "json")
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?")
+_PORT_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _ENGINE_NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 
 
@@ -80,6 +84,16 @@ def _quantity(value: str, parse: str) -> int:
     except quantity.InvalidQuantity as error:
         raise click.BadParameter(str(error)) from error
     return amount
+
+
+def _port_range(_ctx: click.Context, _param: click.Parameter, value: str) -> PortRange:
+    from perdure.plan.allotment import PortRange
+
+    found = _PORT_RANGE.fullmatch(value)
+    first, last = map(int, found.groups()) if found else (0, 0)
+    if not 0 < first <= last < 2**16:
+        raise click.BadParameter(f"{value!r} is no range of ports such as 7000-8000, within 1-65535")
+    return PortRange(first, last)
 
 
 def machine_cores() -> int:
@@ -144,6 +158,14 @@ common = together(
         default="auto",
         help="auto: console on a terminal, json elsewhere.",
     ),
+)
+
+controller = option(
+    "--port-range",
+    default="7000-8000",
+    metavar="FIRST-LAST",
+    callback=_port_range,
+    help="Ports of each node that are given to runtimes' ports with policy Dynamic. Numbers that were given stay.",
 )
 
 state_dir = option(

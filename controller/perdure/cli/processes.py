@@ -27,6 +27,7 @@ Settings = TypeVar("Settings", "ControllerSettings", "AgentSettings", "Standalon
 
 @click.command(short_help="Run the controller.")
 @options.common
+@options.controller
 def controller(**given: Any) -> None:
     """Run the controller: it puts the finalizer on, binds each runtime to a node, and publishes what the ledger knows.
 
@@ -36,7 +37,8 @@ def controller(**given: Any) -> None:
     from perdure.cli.settings import ControllerSettings
 
     url = require_database_url(given)
-    _run(composition.run, ControllerSettings(common=_common(given), database_url=url))
+    settings = ControllerSettings(common=_common(given), database_url=url, port_range=given["port_range"])
+    _run(composition.run, settings)
 
 
 @click.command(short_help="Run the agent.")
@@ -56,6 +58,7 @@ def agent(**given: Any) -> None:
 
 @click.command(short_help="Run controller and agent in one.")
 @options.common
+@options.controller
 @options.node
 def standalone(**given: Any) -> None:
     """Run controller and agent in one process, for one machine.
@@ -66,7 +69,10 @@ def standalone(**given: Any) -> None:
     from perdure.cli.settings import StandaloneSettings
 
     url = read_database_url(given)
-    _run(composition.run, StandaloneSettings(common=_common(given), database_url=url, node=_node(given)))
+    settings = StandaloneSettings(
+        common=_common(given), database_url=url, node=_node(given), port_range=given["port_range"]
+    )
+    _run(composition.run, settings)
 
 
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.api.names import NodeName
+from perdure.plan.allotment import PortRange
 from perdure.telemetry.health import Address
 from perdure.telemetry.logs import LogFormat, LogLevel
 
@@ -57,6 +58,8 @@ class NodeSettings:
 class ControllerSettings:
     common: CommonSettings
     database_url: DatabaseUrl
+    port_range: PortRange
+    """What Dynamic ports are drawn from, on each node."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +75,4 @@ class StandaloneSettings:
     database_url: DatabaseUrl | None
     """None: an embedded PostgreSQL in the state folder."""
     node: NodeSettings
+    port_range: PortRange

@@ -61,7 +61,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     halves = _Halves()
     neighbours = node_side.Neighbours(client, ledgers.agent, halves.released)
     halves.node = await node_side.build(process, settings.common, settings.node, neighbours)
-    seats = controller_side.Seats(client, ledgers.controller, host, halves.shared)
+    seats = controller_side.Seats(client, ledgers.controller, host, halves.shared, settings.port_range)
     halves.controller = await patiently(
         process, "controller", lambda: controller_side.build(process, settings.common, seats)
     )

@@ -13,6 +13,7 @@ import pytest
 import perdure.cli
 from perdure.cli.main import main
 from perdure.cli.settings import AgentSettings, ControllerSettings, DatabaseUrl, StandaloneSettings
+from perdure.plan.allotment import PortRange
 from perdure.reconcile.ports.errors import EngineUnavailable
 from perdure.telemetry.health import Address
 from perdure.telemetry.logs import LogFormat, LogLevel
@@ -91,6 +92,7 @@ def test_every_option_is_a_variable_and_the_command_line_wins(
         "PERDURE_ALLOCATABLE_CPU": "1500m",
         "PERDURE_ALLOCATABLE_MEMORY": "1Gi",
         "PERDURE_MAX_CONCURRENT_STARTS": "3",
+        "PERDURE_PORT_RANGE": "9000-9100",
     }
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -101,6 +103,7 @@ def test_every_option_is_a_variable_and_the_command_line_wins(
     assert settings.common.http_address == Address("::1", 0)
     assert settings.common.resync_seconds == 5.0
     assert (settings.common.log_level, settings.common.log_format) == (LogLevel.DEBUG, LogFormat.JSON)
+    assert settings.port_range == PortRange(9000, 9100)
     node = settings.node
     assert (node.name, node.engine_namespace, node.cgroup_parent) == ("n2", "other", "/a/b")
     assert (node.containerd_address, node.runc_root) == (tmp_path / "c.sock", tmp_path / "runc")
@@ -134,6 +137,7 @@ def test_the_database_url_may_be_in_a_file(started: dict[str, Composition], tmp_
     settings = started["controller"].settings
     assert isinstance(settings, ControllerSettings)
     assert settings.database_url.reveal() == URL
+    assert settings.port_range == PortRange(7000, 8000)
     assert "hunter2" not in repr(settings)
 
 
@@ -167,6 +171,16 @@ def test_a_bad_value_is_said_before_anything_starts(
     assert message in line
     assert "hunter2" not in line
     assert started["agent"].settings is None
+
+
+@pytest.mark.parametrize("value", ["7000", "8000-7000", "0-10", "7000-65536", "-7000", "a-b", "7000-8000-9000", ""])
+@pytest.mark.parametrize("process", ["controller", "standalone"])
+def test_what_is_no_range_of_ports_is_said(
+    value: str, process: str, started: dict[str, Composition], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([process, "--database-url", URL, f"--port-range={value}"]) == 2
+    assert "is no range of ports such as 7000-8000" in capsys.readouterr().err
+    assert started[process].settings is None
 
 
 def test_a_part_that_is_missing_ends_the_process_with_one_line_without_the_password(
