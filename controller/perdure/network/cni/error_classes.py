@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from perdure.api.conditions import Reason
 from perdure.network.cni.errors import Command, PluginError, PluginFault
 
 
@@ -18,6 +19,7 @@ class ErrorClass(StrEnum):
     HALF_DELETED = "half-deleted"
     NETNS_LOST = "netns-lost"
     BRIDGE_MAC = "bridge-mac"
+    """The bridge has an address of zeros: its first ADD was killed before it set one, and its last port was then removed."""
     WRONG_SUBNET = "wrong-subnet"
     NOT_A_BRIDGE = "not-a-bridge"
     MASTER_MISSING = "master-missing"
@@ -39,6 +41,8 @@ class ErrorClass(StrEnum):
     IO_FAILURE = "io-failure"
     DECODING_FAILURE = "decoding-failure"
     INVALID_CONFIGURATION = "invalid-configuration"
+    COMMAND_UNSUPPORTED = "command-unsupported"
+    """A plugin older than 1.1.0 was asked for STATUS or GC."""
     TRY_AGAIN_LATER = "try-again-later"
     PLUGIN_NOT_AVAILABLE = "plugin-not-available"
     LIMITED_CONNECTIVITY = "limited-connectivity"
@@ -58,7 +62,7 @@ class Action(StrEnum):
     RECREATE_NETNS = "recreate-netns"
     """DEL, make the network namespace anew, ADD."""
     REPAIR_BRIDGE = "repair-bridge"
-    """Set the bridge's hardware address in place; a bridge with ports is never deleted."""
+    """Set a hardware address on the bridge in place, then DEL and ADD; a bridge with ports is never deleted."""
     REPAIR_RULES = "repair-rules"
     """`CniClient.repair`: somebody took the rules away, and the interface is well."""
     BACK_OFF = "back-off"
@@ -73,7 +77,7 @@ class Row:
 
     kind: ErrorClass
     action: Action
-    reason: str
+    reason: Reason
     text: re.Pattern[str] | None = None
     codes: tuple[int, ...] | None = None
     faults: tuple[PluginFault, ...] | None = None
@@ -94,4 +98,4 @@ class Classified:
 
     kind: ErrorClass
     action: Action
-    reason: str
+    reason: Reason

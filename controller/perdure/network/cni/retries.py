@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from random import Random
 
+from perdure.api.conditions import Reason
 from perdure.network.cni.error_classes import Action, Classified, ErrorClass, Row
 from perdure.network.cni.errors import (
     CacheUnusable,
@@ -36,7 +37,7 @@ ADD, CHECK, DEL = (Command.ADD,), (Command.CHECK,), (Command.DEL,)
 
 def _again(
     kind: ErrorClass,
-    reason: str,
+    reason: Reason,
     text: re.Pattern[str] | None = None,
     faults: tuple[PluginFault, ...] | None = None,
 ) -> tuple[Row, ...]:
@@ -49,33 +50,33 @@ def _again(
 
 
 TABLE: tuple[Row, ...] = (
-    Row(ErrorClass.PLUGIN_MISSING, Action.STOP, "NetworkPluginMissing", faults=(PluginFault.MISSING,)),
-    Row(ErrorClass.PLUGIN_NOT_EXECUTABLE, Action.STOP, "NetworkPluginMissing", faults=(PluginFault.NOT_EXECUTABLE,)),
-    *_again(ErrorClass.PLUGIN_TIMEOUT, "NetworkPluginTimeout", faults=(PluginFault.TIMED_OUT,)),
-    *_again(ErrorClass.GARBAGE_OUTPUT, "NetworkPluginGarbage", faults=(PluginFault.GARBAGE,)),
+    Row(ErrorClass.PLUGIN_MISSING, Action.STOP, Reason.CNI_PLUGIN_MISSING, faults=(PluginFault.MISSING,)),
+    Row(ErrorClass.PLUGIN_NOT_EXECUTABLE, Action.STOP, Reason.CNI_PLUGIN_MISSING, faults=(PluginFault.NOT_EXECUTABLE,)),
+    *_again(ErrorClass.PLUGIN_TIMEOUT, Reason.NETWORK_RETRYING, faults=(PluginFault.TIMED_OUT,)),
+    *_again(ErrorClass.GARBAGE_OUTPUT, Reason.NETWORK_RETRYING, faults=(PluginFault.GARBAGE,)),
     # iptables and its kin, inside whichever plugin calls them
     *_again(
         ErrorClass.TOOL_BUSY,
-        "NetworkToolBusy",
+        Reason.NETWORK_RETRYING,
         _texts("xtables lock", "Resource temporarily unavailable", "text file busy"),
     ),
     Row(
         ErrorClass.TOOL_MISSING,
         Action.STOP,
-        "NetworkToolMissing",
+        Reason.CNI_PLUGIN_MISSING,
         _texts(r"executable file not found in \$PATH", "neither iptables nor ip6tables is usable"),
     ),
     Row(
         ErrorClass.NO_PRIVILEGE,
         Action.STOP,
-        "NetworkNotPermitted",
+        Reason.NETWORK_FAILED,
         _texts("operation not permitted", "permission denied"),
     ),
     # bridge and other plugins that make an interface
     Row(
         ErrorClass.ALREADY_ATTACHED,
         Action.DELETE_THEN_ADD,
-        "NetworkLeftover",
+        Reason.NETWORK_RETRYING,
         _texts(
             r"container veth name provided \(\S+\) already exists",
             r'container veth name \("\S+"\) peer provided \("\S+"\) already exists',
@@ -86,42 +87,42 @@ TABLE: tuple[Row, ...] = (
     Row(
         ErrorClass.NOT_A_BRIDGE,
         Action.STOP,
-        "NetworkMisconfigured",
+        Reason.BRIDGE_CONFLICT,
         _texts("already exists but is not a bridge"),
     ),
     Row(
         ErrorClass.WRONG_SUBNET,
         Action.STOP,
-        "NetworkMisconfigured",
+        Reason.BRIDGE_CONFLICT,
         _texts("already has an IP address different from"),
     ),
-    Row(ErrorClass.BRIDGE_MAC, Action.REPAIR_BRIDGE, "NetworkBridgeAddress", _texts("could not set bridge's mac")),
+    Row(ErrorClass.BRIDGE_MAC, Action.REPAIR_BRIDGE, Reason.NETWORK_RETRYING, _texts("could not set bridge's mac")),
     Row(
         ErrorClass.MASTER_MISSING,
         Action.STOP,
-        "NetworkMisconfigured",
-        _texts('failed to lookup master "', "no default route interface found"),
+        Reason.CNI_CONFIGURATION_INVALID,
+        _texts('failed to lookup master "', "^Link not found$", "no default route interface found"),
         commands=(Command.ADD, Command.CHECK),
     ),
     # host-local
     Row(
         ErrorClass.DUPLICATE_ALLOCATION,
         Action.DELETE_THEN_ADD,
-        "NetworkLeftover",
+        Reason.NETWORK_RETRYING,
         _texts("duplicate allocation is not allowed"),
         commands=ADD,
     ),
     Row(
         ErrorClass.POOL_EXHAUSTED,
         Action.SWEEP_THEN_BACK_OFF,
-        "NetworkPoolExhausted",
+        Reason.ADDRESS_POOL_EXHAUSTED,
         _texts("no IP addresses available in range set", r"requested IP address \S+ is not available in range set"),
         commands=ADD,
     ),
     Row(
         ErrorClass.INVALID_CONFIGURATION,
         Action.STOP,
-        "NetworkMisconfigured",
+        Reason.CNI_CONFIGURATION_INVALID,
         _texts(
             "no IP ranges specified",
             "too small to allocate from",
@@ -140,21 +141,21 @@ TABLE: tuple[Row, ...] = (
     Row(
         ErrorClass.NETNS_LOST,
         Action.RECREATE_NETNS,
-        "NetworkNamespaceLost",
+        Reason.NETWORK_RETRYING,
         _texts(r"failed to Statfs \S+ no such file", "unknown FS magic on"),
     ),
-    Row(ErrorClass.NETNS_LOST, Action.RECREATE_NETNS, "NetworkNamespaceLost", codes=(8,)),
+    Row(ErrorClass.NETNS_LOST, Action.RECREATE_NETNS, Reason.NETWORK_RETRYING, codes=(8,)),
     Row(
         ErrorClass.PLUGIN_MISSING,
         Action.STOP,
-        "NetworkPluginMissing",
+        Reason.CNI_PLUGIN_MISSING,
         _texts('failed to find plugin "[^"]*" in path'),
     ),
     # rules
     Row(
         ErrorClass.HALF_DELETED,
         Action.DELETE_AGAIN,
-        "NetworkCleanup",
+        Reason.NETWORK_RETRYING,
         _texts(
             "chain '?CN[I-][^ ]* does not exist",
             "No chain/target/match by that name",
@@ -165,14 +166,14 @@ TABLE: tuple[Row, ...] = (
     Row(
         ErrorClass.CHECK_UNRELIABLE,
         Action.IGNORE,
-        "NetworkUnchecked",
+        Reason.NETWORK_RETRYING,
         _texts(r"could not check ipv6 dnat: chain \S+ not found"),
         commands=CHECK,
     ),
     Row(
         ErrorClass.RULES_MISSING,
         Action.REPAIR_RULES,
-        "NetworkRulesMissing",
+        Reason.NETWORK_RETRYING,
         _texts(
             "could not check ipv4 dnat",
             "could not check ipv6 dnat",
@@ -185,7 +186,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         ErrorClass.ATTACHMENT_DAMAGED,
         Action.DELETE_THEN_ADD,
-        "NetworkDamaged",
+        Reason.NETWORK_RETRYING,
         _texts(
             "CNI (created|veth created)",
             r"interface (name )?\S+ not found",
@@ -199,21 +200,28 @@ TABLE: tuple[Row, ...] = (
         commands=CHECK,
     ),
     # the specification's own codes
-    Row(ErrorClass.INCOMPATIBLE_VERSION, Action.STOP, "NetworkMisconfigured", codes=(1,)),
-    Row(ErrorClass.UNSUPPORTED_FIELD, Action.STOP, "NetworkMisconfigured", codes=(2,)),
-    Row(ErrorClass.CONTAINER_UNKNOWN, Action.IGNORE, "NetworkCleanup", codes=(3,), commands=DEL),
-    Row(ErrorClass.CONTAINER_UNKNOWN, Action.DELETE_THEN_ADD, "NetworkFailed", codes=(3,)),
-    Row(ErrorClass.INVALID_ENVIRONMENT, Action.STOP, "NetworkMisconfigured", codes=(4,)),
-    Row(ErrorClass.IO_FAILURE, Action.BACK_OFF, "NetworkFailed", codes=(5,)),
-    Row(ErrorClass.DECODING_FAILURE, Action.STOP, "NetworkMisconfigured", codes=(6,)),
-    Row(ErrorClass.INVALID_CONFIGURATION, Action.STOP, "NetworkMisconfigured", codes=(7,)),
-    Row(ErrorClass.TRY_AGAIN_LATER, Action.BACK_OFF, "NetworkBusy", codes=(11,)),
-    Row(ErrorClass.PLUGIN_NOT_AVAILABLE, Action.BACK_OFF, "NetworkPluginUnavailable", codes=(50,)),
-    Row(ErrorClass.LIMITED_CONNECTIVITY, Action.BACK_OFF, "NetworkPluginUnavailable", codes=(51,)),
-    *_again(ErrorClass.PLUGIN_CRASHED, "NetworkPluginCrashed", faults=(PluginFault.CRASHED,)),
+    Row(
+        ErrorClass.COMMAND_UNSUPPORTED,
+        Action.IGNORE,
+        "NetworkUnchecked",
+        _texts("missing containerID", "unknown CNI_COMMAND", "does not allow (STATUS|GC)"),
+        commands=(Command.STATUS, Command.GC),
+    ),
+    Row(ErrorClass.INCOMPATIBLE_VERSION, Action.STOP, Reason.CNI_CONFIGURATION_INVALID, codes=(1,)),
+    Row(ErrorClass.UNSUPPORTED_FIELD, Action.STOP, Reason.CNI_CONFIGURATION_INVALID, codes=(2,)),
+    Row(ErrorClass.CONTAINER_UNKNOWN, Action.IGNORE, Reason.NETWORK_RETRYING, codes=(3,), commands=DEL),
+    Row(ErrorClass.CONTAINER_UNKNOWN, Action.DELETE_THEN_ADD, Reason.NETWORK_RETRYING, codes=(3,)),
+    Row(ErrorClass.INVALID_ENVIRONMENT, Action.STOP, Reason.CNI_CONFIGURATION_INVALID, codes=(4,)),
+    Row(ErrorClass.IO_FAILURE, Action.BACK_OFF, Reason.NETWORK_RETRYING, codes=(5,)),
+    Row(ErrorClass.DECODING_FAILURE, Action.STOP, Reason.CNI_CONFIGURATION_INVALID, codes=(6,)),
+    Row(ErrorClass.INVALID_CONFIGURATION, Action.STOP, Reason.CNI_CONFIGURATION_INVALID, codes=(7,)),
+    Row(ErrorClass.TRY_AGAIN_LATER, Action.BACK_OFF, Reason.NETWORK_RETRYING, codes=(11,)),
+    Row(ErrorClass.PLUGIN_NOT_AVAILABLE, Action.BACK_OFF, Reason.NETWORK_RETRYING, codes=(50,)),
+    Row(ErrorClass.LIMITED_CONNECTIVITY, Action.BACK_OFF, Reason.NETWORK_RETRYING, codes=(51,)),
+    *_again(ErrorClass.PLUGIN_CRASHED, Reason.NETWORK_RETRYING, faults=(PluginFault.CRASHED,)),
 )
 
-UNKNOWN = Classified(ErrorClass.UNKNOWN, Action.BACK_OFF, "NetworkFailed")
+UNKNOWN = Classified(ErrorClass.UNKNOWN, Action.BACK_OFF, Reason.NETWORK_RETRYING)
 
 
 def classify(error: CniError) -> Classified:
@@ -223,11 +231,11 @@ def classify(error: CniError) -> Classified:
             found = next((row for row in TABLE if row.matches(error)), None)
             return UNKNOWN if found is None else Classified(found.kind, found.action, found.reason)
         case ConfigurationError() | InvalidAttachment():
-            return Classified(ErrorClass.INVALID_CONFIGURATION, Action.STOP, "NetworkMisconfigured")
+            return Classified(ErrorClass.INVALID_CONFIGURATION, Action.STOP, Reason.CNI_CONFIGURATION_INVALID)
         case NotCached():
-            return Classified(ErrorClass.NO_RECORD, Action.IGNORE, "NetworkUnchecked")
+            return Classified(ErrorClass.NO_RECORD, Action.IGNORE, Reason.NETWORK_RETRYING)
         case CacheUnusable():
-            return Classified(ErrorClass.CACHE_UNUSABLE, Action.BACK_OFF, "NetworkCacheUnusable")
+            return Classified(ErrorClass.CACHE_UNUSABLE, Action.BACK_OFF, Reason.NETWORK_RETRYING)
         case _:
             return UNKNOWN
 

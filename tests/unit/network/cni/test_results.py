@@ -35,7 +35,9 @@ def test_an_address_that_names_no_interface_is_the_sandboxs() -> None:
     assert texts(answer({"address": "192.0.2.1/32"}, interfaces=None)) == ["192.0.2.1"]
 
 
-@pytest.mark.parametrize("text", ["0.0.0.0/0", "169.254.1.1/16", "fe80::1/64", "::/0", "127.0.0.1/8", "224.0.0.1/4", "x"])
+@pytest.mark.parametrize(
+    "text", ["0.0.0.0/0", "169.254.1.1/16", "fe80::1/64", "::/0", "127.0.0.1/8", "224.0.0.1/4", "x"]
+)
 def test_addresses_that_reach_nobody_are_passed_over(text: str) -> None:
     assert texts(answer({"address": text, "interface": 2})) == []
 

@@ -99,8 +99,16 @@ def error(text: str, command: Command = ADD, code: int = 999, fault: PluginFault
             "tool-busy",
             Action.DELETE_THEN_ADD,
         ),
-        (ADD, 'failed to create bridge "br0": could not add "br0": operation not permitted', "no-privilege", Action.STOP),
+        (
+            ADD,
+            'failed to create bridge "br0": could not add "br0": operation not permitted',
+            "no-privilege",
+            Action.STOP,
+        ),
         (ADD, 'failed to lookup master "eth9": Link not found', "master-missing", Action.STOP),
+        (ADD, "Link not found", "master-missing", Action.STOP),
+        (Command.STATUS, "missing containerID", "command-unsupported", Action.IGNORE),
+        (Command.GC, "unknown CNI_COMMAND: GC", "command-unsupported", Action.IGNORE),
         (ADD, "Network 10.1.0.0/31 too small to allocate from", "invalid-configuration", Action.STOP),
         (
             ADD,
