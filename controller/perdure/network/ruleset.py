@@ -4,7 +4,8 @@ Two tables of the same name, because what one port of a bridge sends to another 
 alone (unless br_netfilter is on), and what is routed passes those of the inet family (nft(8), "ADDRESS FAMILIES").
 
 - bridge/origin: a member's port lets through only the member's own MAC and addresses, in ARP and neighbour discovery too.
-- bridge/forward and inet/forward: members of one namespace reach each other, others only in allowed pairs.
+- bridge/forward and inet/forward: members of one namespace reach each other, others only in allowed pairs; a port of
+  the bridge that is no member's reaches nobody, as nothing vouches for its addresses.
 - inet/forward: nobody reaches the metadata addresses. inet/input: nobody reaches the node but on its open ports.
 - inet/postrouting: what leaves the network's subnets carries the node's address.
 
@@ -184,7 +185,7 @@ table bridge {table} {{
   chain forward {{
     type filter hook forward priority -200; policy accept;
     iifname @ports goto between
-    oifname @ports goto between
+    oifname @ports drop
   }}
   chain between {{
     ether type arp accept
