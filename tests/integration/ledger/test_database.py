@@ -26,6 +26,7 @@ from perdure.ledger.migrate import migrate
 from perdure.plan.certainty import Present, Unknown
 from perdure.reconcile.ports.errors import LedgerUnavailable, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
+from perdure.reconcile.ports.ledger import Binding
 
 HASTY = DatabaseSettings(connect_seconds=2.0, statement_seconds=1.0, deadline_seconds=3.0)
 CLUSTER = InstallationId("cluster")
@@ -298,7 +299,7 @@ async def test_installations_of_one_database_do_not_see_each_other(database_url:
         assert isinstance(facts, Present)
         assert facts.it.data_seen is None
         bound = await PostgresControllerLedger(database, CLUSTER).bind(ref(), NAME_A, NODE_A, "image:1")
-        assert bound.node_name == NAME_A
+        assert bound == Binding(ref().uid, NAME_A, NODE_A)
         elsewhere = PostgresControllerLedger(database, InstallationId("another"))
         assert (await elsewhere.read(ref(), Restore())).binding is None
         with pytest.raises(StaleFence):
