@@ -39,8 +39,11 @@ class _ErrorMembers(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """`launcher` is put before every plugin's command line: `("nsenter", "--net=/run/netns/lab")` runs plugins in another
-    network namespace, for tests and for environments that share a machine. It has to end in the plugin's own process.
+    """`launcher` is put before every plugin's command line, and has to end in the plugin's own process.
+
+    `("nsenter", "--net=/run/netns/lab")` runs plugins in another network namespace, for tests and for environments that
+    share a machine; `("setpriv", "--pdeathsig", "KILL", "--")` lets no plugin outlive this process, whose successor
+    could else undo an ADD while that is still being done.
     """
 
     plugin_dirs: tuple[Path, ...]

@@ -203,7 +203,7 @@ TABLE: tuple[Row, ...] = (
     Row(
         ErrorClass.COMMAND_UNSUPPORTED,
         Action.IGNORE,
-        "NetworkUnchecked",
+        Reason.NETWORK_RETRYING,
         _texts("missing containerID", "unknown CNI_COMMAND", "does not allow (STATUS|GC)"),
         commands=(Command.STATUS, Command.GC),
     ),

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from perdure.network.cni.configuration import Network, parse
 
-RESULT = '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/ns"}], "ips": [{"address": "10.1.0.5/16", "interface": 0}]}'
+RESULT = (
+    '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/ns"}], '
+    '"ips": [{"address": "10.1.0.5/16", "interface": 0}]}'
+)
 
 
 def script(folder: Path, name: str, body: str) -> Path:
@@ -47,7 +51,7 @@ def _lines(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def network(*plugins: str | dict[str, object], version: str = "1.0.0", **members: object) -> Network:
+def network(*plugins: str | Mapping[str, object], version: str = "1.0.0", **members: object) -> Network:
     listed = [{"type": plugin} if isinstance(plugin, str) else plugin for plugin in plugins]
     document = {"cniVersion": version, "name": "lab", "plugins": listed, **members}
     return parse(json.dumps(document).encode(), "a test")

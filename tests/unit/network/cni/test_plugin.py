@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,12 +30,16 @@ async def failure(folder: Path, body: str, seconds: float = 20.0) -> PluginError
     return caught.value
 
 
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 async def gone(file: Path) -> None:
     """Return once no process has the pid that `file` tells of."""
-    pid = int(file.read_text())
-    async with asyncio.timeout(20):
-        while _alive(pid):
-            await asyncio.sleep(0.01)
+    await asyncio.to_thread(until, lambda: not _alive(int(file.read_text())))
 
 
 def _alive(pid: int) -> bool:
@@ -58,9 +64,8 @@ def _running(word: str) -> list[bytes]:
 
 
 async def appears(file: Path) -> None:
-    async with asyncio.timeout(20):
-        while not (file.exists() and file.read_text().endswith("\n")):
-            await asyncio.sleep(0.01)
+    """Return once `file` has a whole line."""
+    await asyncio.to_thread(until, lambda: file.exists() and file.read_text().endswith("\n"))
 
 
 async def test_a_plugin_gets_its_parameters_and_nothing_else_of_this_process(
@@ -213,3 +218,20 @@ async def test_folders_are_searched_in_order(tmp_path: Path) -> None:
 async def test_a_launcher_stands_before_the_plugin(tmp_path: Path) -> None:
     script(tmp_path, "lab", "echo $LAUNCHED")
     assert await Runner((tmp_path,), 20.0, ("env", "LAUNCHED=yes")).run(EXECUTION, b"") == b"yes"
+
+
+async def test_a_launcher_can_end_the_plugin_with_this_process(tmp_path: Path) -> None:
+    script(tmp_path, "lab", f"echo $$ >{tmp_path}/self; exec sleep 1000")
+    program = f"""
+import asyncio, pathlib
+from perdure.network.cni.errors import Command, Execution
+from perdure.network.cni.plugin import Runner
+runner = Runner((pathlib.Path({str(tmp_path)!r}),), 60.0, ("setpriv", "--pdeathsig", "KILL", "--"))
+asyncio.run(runner.run(Execution("lab", Command.ADD, "net"), b""))
+"""
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path), "PATH": os.environ["PATH"]}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=paths)
+    await appears(tmp_path / "self")
+    process.kill()
+    await process.wait()
+    await gone(tmp_path / "self")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -12,7 +13,7 @@ from perdure.network.cni.results import addresses, parse
 INTERFACES = [{"name": "br0"}, {"name": "veth1", "sandbox": ""}, {"name": "eth0", "sandbox": "/ns"}]
 
 
-def answer(*ips: dict[str, object], interfaces: object = INTERFACES, version: str = "1.0.0") -> bytes:
+def answer(*ips: Mapping[str, object], interfaces: object = INTERFACES, version: str = "1.0.0") -> bytes:
     return json.dumps({"cniVersion": version, "interfaces": interfaces, "ips": ips}).encode()
 
 

@@ -1,0 +1,294 @@
+"""Whole networks through plugins that write down what they are asked: order, documents, records, and what a failure leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from pathlib import Path
+
+import pytest
+from tests.unit.network.cni.plugins import RESULT, calls, inputs, namespaces, network, recorder, script
+
+from perdure.network.cni.attachment import Attachment, Bandwidth, Capabilities, CapabilityDns, PortMapping
+from perdure.network.cni.cache import Damaged, Record
+from perdure.network.cni.client import CniClient, ValidAttachment
+from perdure.network.cni.errors import CacheUnusable, InvalidAttachment, NotCached, PluginError, PluginFault
+
+ONE = Attachment("one", "/ns")
+ASKED = Capabilities(
+    port_mappings=(PortMapping(7001, 80, "tcp", "192.0.2.1"),),
+    bandwidth=Bandwidth(ingress_rate=8, ingress_burst=9),
+    dns=CapabilityDns(servers=("192.0.2.53",)),
+    ips=("10.1.0.9/16",),
+    mac="02:00:00:00:00:01",
+)
+OTHER = RESULT.replace("10.1.0.5", "10.1.0.6")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> CniClient:
+    for name, answer in (("first", RESULT), ("second", RESULT), ("third", OTHER)):
+        recorder(tmp_path, name, answer)
+    return CniClient([tmp_path], tmp_path / "cache", 20.0)
+
+
+async def record(client: CniClient) -> Record:
+    (found,) = await client.cached()
+    assert isinstance(found, Record)
+    return found
+
+
+def turn(tmp_path: Path, commands: list[tuple[str, str]]) -> None:
+    assert calls(tmp_path) == commands
+    (tmp_path / "calls").unlink()
+
+
+async def test_plugins_run_in_order_and_backwards_with_the_result_before(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", "second", "third")
+    result = await client.add(lab, ONE)
+    assert [given.get("prevResult") for given in inputs(tmp_path)] == [None, json.loads(RESULT), json.loads(RESULT)]
+    assert all(given["name"] == "lab" and given["cniVersion"] == "1.0.0" for given in inputs(tmp_path))
+    turn(tmp_path, [("ADD", "first"), ("ADD", "second"), ("ADD", "third")])
+    assert json.loads(result.document) == json.loads(OTHER)
+    assert await client.check(lab, ONE)
+    assert all(given["prevResult"] == json.loads(OTHER) for given in inputs(tmp_path))
+    turn(tmp_path, [("CHECK", "first"), ("CHECK", "second"), ("CHECK", "third")])
+    await client.delete(lab, ONE)
+    assert all(given["prevResult"] == json.loads(OTHER) for given in inputs(tmp_path))
+    turn(tmp_path, [("DEL", "third"), ("DEL", "second"), ("DEL", "first")])
+    assert await client.cached() == ()
+
+
+async def test_a_plugin_is_given_the_capabilities_it_has_and_its_own_members_unaltered(
+    tmp_path: Path, client: CniClient
+) -> None:
+    own = {"type": "second", "own": {"a": [1.50, None]}, "capabilities": {"portMappings": True, "mac": False}}
+    everything = dict.fromkeys(("portMappings", "bandwidth", "dns", "ips", "mac"), True)
+    lab = network("first", own, {"type": "third", "capabilities": everything})
+    await client.add(lab, Attachment("one", "/ns", capabilities=ASKED))
+    first, second, third = inputs(tmp_path)
+    mappings = [{"hostPort": 7001, "containerPort": 80, "protocol": "tcp", "hostIP": "192.0.2.1"}]
+    assert "runtimeConfig" not in first
+    assert second["runtimeConfig"] == {"portMappings": mappings}
+    assert second["own"] == own["own"]
+    assert "capabilities" not in second
+    assert third["runtimeConfig"] == {
+        "portMappings": mappings,
+        "bandwidth": {"ingressRate": 8, "ingressBurst": 9},
+        "dns": {"servers": ["192.0.2.53"], "searches": [], "options": []},
+        "ips": ["10.1.0.9/16"],
+        "mac": "02:00:00:00:00:01",
+    }
+
+
+async def test_a_delete_uses_the_configuration_and_arguments_of_the_add(tmp_path: Path, client: CniClient) -> None:
+    old = network({"type": "first", "era": "old", "capabilities": {"mac": True}})
+    await client.add(old, Attachment("one", "/ns", capabilities=ASKED))
+    (tmp_path / "calls").unlink()
+    await client.delete(network({"type": "second", "era": "new"}), Attachment("one", ""))
+    assert calls(tmp_path) == [("DEL", "first")]
+    assert namespaces(tmp_path) == [""]
+    (given,) = inputs(tmp_path)
+    assert given["era"] == "old"
+    assert given["runtimeConfig"] == {"mac": "02:00:00:00:00:01"}
+
+
+async def test_a_record_alone_is_enough_for_a_delete(tmp_path: Path, client: CniClient) -> None:
+    await client.add(network("first", "second"), ONE)
+    (tmp_path / "calls").unlink()
+    await client.delete_cached(await record(client))
+    turn(tmp_path, [("DEL", "second"), ("DEL", "first")])
+    assert await client.cached() == ()
+
+
+async def test_without_a_record_a_delete_asks_with_what_is_configured(tmp_path: Path, client: CniClient) -> None:
+    await client.delete(network("first", "second"), ONE)
+    assert all("prevResult" not in given for given in inputs(tmp_path))
+    turn(tmp_path, [("DEL", "second"), ("DEL", "first")])
+
+
+async def test_version_0_3_1_has_no_previous_result_for_a_delete_and_no_check(
+    tmp_path: Path, client: CniClient
+) -> None:
+    lab = network("first", version="0.3.1")
+    await client.add(lab, ONE)
+    assert not await client.check(lab, ONE)
+    (tmp_path / "calls").unlink()
+    await client.delete(lab, ONE)
+    assert "prevResult" not in inputs(tmp_path)[0]
+    turn(tmp_path, [("DEL", "first")])
+
+
+async def test_check_is_left_out_where_the_configuration_says_so(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", disableCheck=True)
+    await client.add(lab, ONE)
+    assert not await client.check(lab, ONE)
+    turn(tmp_path, [("ADD", "first")])
+
+
+async def test_an_add_that_fails_half_way_leaves_the_record_that_its_delete_needs(
+    tmp_path: Path, client: CniClient
+) -> None:
+    script(tmp_path, "second", """[ $CNI_COMMAND = ADD ] && { echo '{"code": 7, "msg": "no"}'; exit 1; }; exit 0""")
+    lab = network("first", "second")
+    with pytest.raises(PluginError, match="no"):
+        await client.add(lab, ONE)
+    found = await record(client)
+    assert not found.complete
+    assert found.result is not None
+    with pytest.raises(NotCached):
+        await client.check(lab, ONE)
+    (tmp_path / "calls").unlink()
+    await client.delete(lab, ONE)
+    assert inputs(tmp_path)[0]["prevResult"] == json.loads(RESULT)
+    assert await client.cached() == ()
+
+
+async def test_an_add_cancelled_in_its_first_plugin_leaves_a_record(tmp_path: Path, client: CniClient) -> None:
+    begun = tmp_path / "begun"
+    os.mkfifo(begun)
+    script(tmp_path, "first", f"echo >{begun}; exec sleep 1000")
+    adding = asyncio.create_task(client.add(network("first"), ONE))
+    await asyncio.to_thread(begun.read_bytes)
+    adding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    found = await record(client)
+    assert (found.result, found.complete) == (None, False)
+
+
+async def test_a_delete_asks_all_plugins_and_keeps_the_record_until_all_succeed(
+    tmp_path: Path, client: CniClient
+) -> None:
+    lab = network("first", "second", "third")
+    await client.add(lab, ONE)
+    (tmp_path / "calls").unlink()
+    recorder(tmp_path, "third", more="""echo '{"code": 100, "msg": "third"}'; exit 1""")
+    recorder(tmp_path, "second", more="""echo '{"code": 100, "msg": "second"}'; exit 1""")
+    with pytest.raises(PluginError, match="third"):
+        await client.delete(lab, ONE)
+    turn(tmp_path, [("DEL", "third"), ("DEL", "second"), ("DEL", "first")])
+    assert (await record(client)).complete
+    recorder(tmp_path, "third")
+    recorder(tmp_path, "second")
+    await client.delete(lab, ONE)
+    assert await client.cached() == ()
+
+
+async def test_a_delete_takes_an_unknown_container_as_done(tmp_path: Path, client: CniClient) -> None:
+    script(tmp_path, "first", """echo '{"code": 3, "msg": "never heard of it"}'; exit 1""")
+    await client.delete(network("first"), ONE)
+
+
+async def test_a_damaged_record_is_told_and_a_delete_removes_it(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first")
+    await client.add(lab, ONE)
+    (tmp_path / "cache" / "results" / "lab-one-eth0").write_bytes(b'{"kind":"cni')
+    assert [type(one) for one in await client.cached()] == [Damaged]
+    with pytest.raises(NotCached, match="damaged"):
+        await client.check(lab, ONE)
+    with pytest.raises(NotCached, match="damaged"):
+        await client.repair(lab, ONE)
+    await client.gc(lab, [])
+    await client.delete(lab, ONE)
+    assert await client.cached() == ()
+
+
+async def test_a_repair_leaves_the_plugin_of_the_interface_alone(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", "second", "third")
+    await client.add(lab, ONE)
+    (tmp_path / "calls").unlink()
+    await client.repair(lab, ONE)
+    assert all(given["prevResult"] == json.loads(OTHER) for given in inputs(tmp_path)[:2])
+    turn(tmp_path, [("DEL", "third"), ("DEL", "second"), ("ADD", "second"), ("ADD", "third")])
+    assert (await record(client)).complete
+
+
+async def test_a_repair_deletes_twice_where_that_helps(tmp_path: Path, client: CniClient) -> None:
+    half = f"""[ $CNI_COMMAND = DEL ] && [ ! -e {tmp_path}/once ] && {{
+touch {tmp_path}/once; echo '{{"code": 999, "msg": "Chain CNI-1 does not exist"}}'; exit 1; }}"""
+    recorder(tmp_path, "second", more=half)
+    lab = network("first", "second")
+    await client.add(lab, ONE)
+    (tmp_path / "calls").unlink()
+    await client.repair(lab, ONE)
+    turn(tmp_path, [("DEL", "second"), ("DEL", "second"), ("ADD", "second")])
+
+
+@pytest.mark.parametrize("answer", ["", "null", "ok", "[]", '{"ips": 3}', '{"cniVersion": "0.2.0", "ip4": {}}'])
+async def test_an_answer_that_is_no_result_is_garbage(tmp_path: Path, client: CniClient, answer: str) -> None:
+    recorder(tmp_path, "first", answer)
+    with pytest.raises(PluginError) as caught:
+        await client.add(network("first", "second"), ONE)
+    assert caught.value.fault is PluginFault.GARBAGE
+    assert calls(tmp_path) == [("ADD", "first")]
+
+
+async def test_collecting_detaches_what_is_not_wanted_of_this_network_alone(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", version="1.1.0")
+    for name in ("kept", "stale"):
+        await client.add(lab, Attachment(name, "/ns"))
+    await client.add(network("second", name="other"), ONE)
+    (tmp_path / "calls").unlink()
+    await client.gc(lab, [ValidAttachment("kept", "eth0")])
+    wanted = [{"containerID": "kept", "ifname": "eth0"}]
+    assert inputs(tmp_path)[1]["cni.dev/valid-attachments"] == wanted
+    turn(tmp_path, [("DEL", "first"), ("GC", "first")])
+    left = {one.container_id for one in await client.cached() if isinstance(one, Record)}
+    assert left == {"kept", "one"}
+
+
+async def test_collecting_is_left_out_where_the_configuration_says_so(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", version="1.1.0", disableGC=True)
+    await client.add(lab, ONE)
+    await client.gc(lab, [])
+    turn(tmp_path, [("ADD", "first")])
+
+
+async def test_status_is_asked_from_1_1_0_on(tmp_path: Path, client: CniClient) -> None:
+    await client.status(network("first"))
+    assert calls(tmp_path) == []
+    await client.status(network("first", "second", version="1.1.0"))
+    turn(tmp_path, [("STATUS", "first"), ("STATUS", "second")])
+    script(tmp_path, "first", """echo '{"code": 50, "msg": "not ready"}'; exit 1""")
+    with pytest.raises(PluginError, match="not ready"):
+        await client.status(network("first", version="1.1.0"))
+
+
+async def test_versions_are_read_and_garbage_is_not(tmp_path: Path, client: CniClient) -> None:
+    script(tmp_path, "first", """echo '{"cniVersion": "1.1.0", "supportedVersions": ["0.4.0", "1.0.0"]}'""")
+    assert await client.version("first") == ("0.4.0", "1.0.0")
+    script(tmp_path, "first", "echo {}")
+    with pytest.raises(PluginError, match="version"):
+        await client.version("first")
+
+
+@pytest.mark.parametrize(
+    "attachment",
+    [
+        Attachment("", "/ns"),
+        Attachment("a/b", "/ns"),
+        Attachment(".hidden", "/ns"),
+        Attachment("one", "/ns", ifname=""),
+        Attachment("one", "/ns", ifname="sixteen-letters-"),
+        Attachment("one", "/ns", ifname="a b"),
+        Attachment("one", "/ns", ifname=".."),
+        Attachment("one", "/n\0s"),
+        Attachment("one", "/ns", cni_args=(("K", "v;X=y"),)),
+    ],
+)
+async def test_what_the_specification_does_not_allow_is_refused_before_anything_is_done(
+    tmp_path: Path, client: CniClient, attachment: Attachment
+) -> None:
+    for operation in (client.add, client.check, client.delete, client.repair):
+        with pytest.raises(InvalidAttachment):
+            await operation(network("first"), attachment)
+    assert calls(tmp_path) == []
+
+
+async def test_nothing_is_attached_that_cannot_be_recorded(tmp_path: Path, client: CniClient) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(CacheUnusable):
+        await client.add(network("first"), ONE)
+    assert calls(tmp_path) == []
