@@ -171,7 +171,9 @@ class Story:
 
         def left() -> list[str]:
             found = [
-                trace for uid in self.lives for trace in traces_of(uid, self._ctr, environment.cgroup_parent, folders)
+                trace
+                for uid in self.lives
+                for trace in traces_of(uid, self._ctr, environment.cgroup_parent, folders, environment.network)
             ]
             return [trace for trace in found if str(environment.state_directory / "archives") not in trace]
 

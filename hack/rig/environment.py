@@ -18,6 +18,7 @@ from rig import binaries, controlplane, images, packages, ports
 from rig.containerd import Containerd, mounts_below, unmount_below
 from rig.controlplane import ControlPlane
 from rig.exports import render_wrapper
+from rig.network import Network
 from rig.paths import CHECKOUT, DIRECTORY_FILE, OWNER_FILE, RUN_ROOT, environment_id, run_directory
 from rig.postgres import Postgres, programs
 from rig.probes import answers
@@ -84,6 +85,11 @@ class Environment:
         )
 
     @property
+    def network(self) -> Network:
+        """What runtimes are attached to."""
+        return Network(self.directory, self.run_directory, environment_id(self.directory))
+
+    @property
     def operator(self) -> Daemon:
         """``perdure standalone`` on this environment."""
         address = f"127.0.0.1:{ports.read(self.run_directory).get('operator', 0)}"
@@ -105,6 +111,7 @@ class Environment:
             "PERDURE_RUN_DIR": str(self.run_directory / "perdure"),
             "PERDURE_RUNC_ROOT": str(self.engine.runc_root),
             "PERDURE_CGROUP_PARENT": self.cgroup_parent,
+            "PERDURE_CNI_CONF_DIR": str(self.network.configuration_directory),
         }
 
     def search_path(self) -> str:
@@ -126,6 +133,7 @@ class Environment:
                 for future in [pool.submit(start) for start in starts]:
                     future.result()
             self._write_wrappers()
+            self.network.write()
             self._apply_definitions()
             if operator:
                 with ticking("starting perdure standalone"):
@@ -151,6 +159,7 @@ class Environment:
                 self.control_plane.stop()
             self.database.stop()
             self._end_strays()
+            self.network.remove()
             for directory in (self.run_directory, self.directory):
                 unmount_below(directory)
                 left = mounts_below(directory)

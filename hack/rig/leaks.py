@@ -130,6 +130,9 @@ def _firewall_rules() -> list[str]:
             for line in run([program], timeout=30).splitlines():
                 if not line.startswith("#"):
                     rules.append(f"{command}: {COUNTERS.sub('', line)}")
+    nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin")
+    if nft is not None and os.geteuid() == 0:
+        rules += [f"nft: {line}" for line in run([nft, "list", "tables"], timeout=30).splitlines() if "perdure" in line]
     return rules
 
 

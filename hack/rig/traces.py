@@ -9,10 +9,12 @@ from pathlib import Path
 
 from rig.clients import Ctr
 from rig.containerd import cgroups_named, mounts_below
+from rig.network import Network
 
 
-def traces_of(uid: str, ctr: Ctr, cgroup_parent: str, folders: Iterable[Path]) -> list[str]:
-    """Sorted, readable lines, one for each task, container, snapshot, lease, cgroup, mount and file that bears ``uid``.
+def traces_of(uid: str, ctr: Ctr, cgroup_parent: str, folders: Iterable[Path], network: Network) -> list[str]:
+    """Sorted, readable lines, one for each task, container, snapshot, lease, cgroup, mount, file, address and
+    port rule that bears ``uid``.
 
     ``folders`` are Perdure's own: its state and what it keeps until a reboot. Archives are elsewhere.
     """
@@ -26,7 +28,8 @@ def traces_of(uid: str, ctr: Ctr, cgroup_parent: str, folders: Iterable[Path]) -
         "mount": [target for folder in below for target in mounts_below(folder)],
         "file": [str(path) for folder in below for path in walk(folder)],
     }
-    return sorted(f"{kind} {name}" for kind, names in found.items() for name in names if uid in name)
+    named = [f"{kind} {name}" for kind, names in found.items() for name in names if uid in name]
+    return sorted([*named, *(f"network {thing}" for thing in network.things_of(uid))])
 
 
 def walk(folder: Path) -> Iterator[Path]:

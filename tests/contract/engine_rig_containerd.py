@@ -15,6 +15,7 @@ from perdure.api.names import InstallationId, RuntimeRef
 from perdure.api.runtime import RuntimeSpec
 from perdure.engine.containerd import ContainerdEngine, ContainerdSettings
 from perdure.network.none import LoopbackSandbox
+from perdure.reconcile.ports.sandbox import SandboxPlan
 from rig.clients import Services
 from rig.processes import wait_until
 
@@ -53,7 +54,7 @@ async def containerd_rig(env: Services, namespace: str, state_dir: Path) -> Asyn
 
     async def make_netns(ref: RuntimeRef) -> str:
         made[ref.uid] = ref
-        return (await sandbox.create(ref, RuntimeSpec(image="none"))).netns
+        return (await sandbox.create(SandboxPlan(ref, RuntimeSpec(image="none")))).netns
 
     async def ready(ref: RuntimeRef) -> None:
         await asyncio.to_thread(

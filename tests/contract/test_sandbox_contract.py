@@ -15,7 +15,7 @@ from tests.fakes.sandbox import FakeSandbox, SandboxState
 from perdure.api.runtime import RuntimeSpec
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.certainty import Absent, Present
-from perdure.reconcile.ports.sandbox import Sandbox
+from perdure.reconcile.ports.sandbox import Sandbox, SandboxPlan
 
 SPEC = RuntimeSpec(image="any")
 
@@ -47,16 +47,16 @@ async def test_nothing_is_there_of_an_unknown_runtime(sandbox: Sandbox) -> None:
 
 async def test_a_created_sandbox_is_seen_and_creating_it_again_keeps_it(sandbox: Sandbox) -> None:
     ref = new_ref()
-    made = await sandbox.create(ref, SPEC)
+    made = await sandbox.create(SandboxPlan(ref, SPEC))
     assert await sandbox.observe(ref) == Present(made)
-    assert await sandbox.create(ref, SPEC) == made
+    assert await sandbox.create(SandboxPlan(ref, SPEC)) == made
     assert await sandbox.observe(ref) == Present(made)
     await sandbox.remove(ref)
 
 
 async def test_a_removed_sandbox_is_gone_and_may_be_removed_again(sandbox: Sandbox) -> None:
     ref = new_ref()
-    await sandbox.create(ref, SPEC)
+    await sandbox.create(SandboxPlan(ref, SPEC))
     for _ in range(2):
         await sandbox.remove(ref)
         assert await sandbox.observe(ref) == Absent()
@@ -64,7 +64,7 @@ async def test_a_removed_sandbox_is_gone_and_may_be_removed_again(sandbox: Sandb
 
 async def test_removing_one_sandbox_leaves_the_others(sandbox: Sandbox) -> None:
     going, staying = new_ref(), new_ref()
-    made = [await sandbox.create(ref, SPEC) for ref in (going, staying)]
+    made = [await sandbox.create(SandboxPlan(ref, SPEC)) for ref in (going, staying)]
     assert made[0].netns != made[1].netns
     await sandbox.remove(going)
     assert await sandbox.observe(staying) == Present(made[1])
@@ -74,7 +74,7 @@ async def test_removing_one_sandbox_leaves_the_others(sandbox: Sandbox) -> None:
 async def test_the_inventory_names_every_runtime(sandbox: Sandbox) -> None:
     refs = [new_ref(), new_ref()]
     for ref in refs:
-        await sandbox.create(ref, SPEC)
+        await sandbox.create(SandboxPlan(ref, SPEC))
     assert set(await sandbox.inventory()) == {ref.uid for ref in refs}
     for ref in refs:
         await sandbox.remove(ref)
@@ -84,9 +84,9 @@ async def test_the_inventory_names_every_runtime(sandbox: Sandbox) -> None:
 @pytest.mark.root
 async def test_a_sandbox_is_a_namespace_of_its_own_until_it_is_removed(loopback: Sandbox) -> None:
     ref = new_ref()
-    made = await loopback.create(ref, SPEC)
+    made = await loopback.create(SandboxPlan(ref, SPEC))
     first = identity(made.netns)
-    await loopback.create(ref, SPEC)
+    await loopback.create(SandboxPlan(ref, SPEC))
     assert identity(made.netns) == first != identity("/proc/self/ns/net")
     await loopback.remove(ref)
     with pytest.raises(FileNotFoundError):
@@ -96,7 +96,7 @@ async def test_a_sandbox_is_a_namespace_of_its_own_until_it_is_removed(loopback:
 @pytest.mark.root
 async def test_sandboxes_are_apart_from_each_other(loopback: Sandbox) -> None:
     refs = [new_ref(), new_ref()]
-    spaces = {identity((await loopback.create(ref, SPEC)).netns) for ref in refs}
+    spaces = {identity((await loopback.create(SandboxPlan(ref, SPEC))).netns) for ref in refs}
     assert len(spaces) == 2
     for ref in refs:
         await loopback.remove(ref)

@@ -21,7 +21,16 @@ from perdure.api.runtime import PullPolicy
 from perdure.engine.image_names import InvalidImageName, normalise
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, ImageFacts, SnapshotFacts, TaskFacts, TaskState, Workspace
-from perdure.reconcile.ports.engine import ContainerPlan, EngineEvent, EngineInfo, EngineView, Layer, Owned
+from perdure.reconcile.ports.engine import (
+    BeforeStart,
+    ContainerPlan,
+    EngineEvent,
+    EngineInfo,
+    EngineView,
+    Layer,
+    Owned,
+    nothing_more,
+)
 from perdure.reconcile.ports.errors import EngineRefused
 
 USERS = frozenset({"", "0", "root", "app", "1000"})
@@ -300,7 +309,9 @@ class FakeEngine:
             raise EngineRefused(f"container {plan.id} has a task and is left as it is", reason=Reason.START_FAILED)
         self._call("create_container", "after")
 
-    async def start_task(self, container: ContainerId, key: SnapshotKey) -> TaskFacts:
+    async def start_task(
+        self, container: ContainerId, key: SnapshotKey, before_start: BeforeStart = nothing_more
+    ) -> TaskFacts:
         self._call("start_task", "before")
         made, snapshot = self._own_container(container), self._own_snapshot(key)
         if made is None or made.plan.key != key or snapshot is None:
@@ -314,6 +325,7 @@ class FakeEngine:
             raise _conflict(f"another task is on snapshot {key}")
         if made.plan.spec.command[:1] == ("/bin/missing",):
             raise EngineRefused("/bin/missing is not in the image", reason=Reason.COMMAND_NOT_FOUND, user_error=True)
+        await before_start()
         facts = self._machine.begin(made)
         self._call("start_task", "after")
         return facts

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from tests.fakes.journal import Hook
 
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.runtime import RuntimeSpec
+from perdure.api.network import NetworkMode, NetworkPolicy, network_mode
 from perdure.plan.certainty import Absent, Certain, Present
 from perdure.plan.world import SandboxFacts
+from perdure.reconcile.ports.errors import PortTaken
+from perdure.reconcile.ports.sandbox import SandboxPlan
 
 
 @dataclass(slots=True)
@@ -18,24 +20,47 @@ class SandboxState:
     """What survives the process."""
 
     made: dict[Uid, SandboxFacts] = field(default_factory=dict)
+    foreign_listeners: set[int] = field(default_factory=set)
 
 
 class FakeSandbox:
-    def __init__(self, state: SandboxState, on_call: Hook | None = None) -> None:
+    def __init__(self, state: SandboxState, on_call: Hook | None = None, *, has_network: bool = False) -> None:
         self._state = state
+        self._has_network = has_network
         self._on_call = on_call
 
     async def observe(self, ref: RuntimeRef) -> Certain[SandboxFacts]:
         found = self._state.made.get(ref.uid)
         return Present(found) if found is not None else Absent()
 
-    async def create(self, ref: RuntimeRef, spec: RuntimeSpec) -> SandboxFacts:
+    async def create(self, plan: SandboxPlan) -> SandboxFacts:
         if self._on_call is not None:
             self._on_call("sandbox.create", "before")
-        facts = self._state.made.setdefault(ref.uid, SandboxFacts(f"/run/netns/{ref.uid}"))
+        mode = network_mode(plan.spec.network, node_has_cni=self._has_network)
+        empty = SandboxFacts(f"/run/netns/{plan.ref.uid}", mode, attached=mode is NetworkMode.NONE)
+        facts = self._state.made.setdefault(plan.ref.uid, empty)
         if self._on_call is not None:
             self._on_call("sandbox.create", "after")
         return facts
+
+    async def ask_for_ports(self, plan: SandboxPlan) -> None:
+        for port in plan.ports:
+            if port.host_port in self._state.foreign_listeners:
+                raise PortTaken(port.name, port.host_port, port.protocol)
+
+    async def attach(self, plan: SandboxPlan) -> SandboxFacts:
+        found = self._state.made[plan.ref.uid]
+        if found.mode is NetworkMode.NONE:
+            return found
+        if self._on_call is not None:
+            self._on_call("sandbox.attach", "before")
+        address = found.addresses or (f"10.0.0.{len(self._state.made)}",)
+        policy = plan.spec.network.policy or NetworkPolicy()
+        whole = SandboxFacts(found.netns, found.mode, True, address, plan.ports, policy)
+        self._state.made[plan.ref.uid] = whole
+        if self._on_call is not None:
+            self._on_call("sandbox.attach", "after")
+        return whole
 
     async def remove(self, ref: RuntimeRef) -> None:
         if self._on_call is not None:

@@ -27,6 +27,7 @@ from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, Draw
 from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import Kind, NamespaceUid, RuntimeRef, Uid
+from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import (
     DeletionPolicy,
@@ -48,6 +49,7 @@ from perdure.plan.world import (
     Failure,
     Gone,
     ImageFacts,
+    SandboxFacts,
     TaskState,
     Terminating,
     Wanted,
@@ -118,6 +120,19 @@ def _machine_reboots(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, task=None, sandbox=None)
 
 
+def _network_is_damaged(draw: Draw, truth: Truth, now: float) -> Truth:
+    """Somebody flushed rules, took the interface, or took the namespace's name away."""
+    sandbox = truth.sandbox
+    if sandbox is None:
+        return truth
+    if draw.chance(0.3):
+        return replace(truth, sandbox=None)
+    if sandbox.mode is NetworkMode.NONE:
+        return truth
+    gone = SandboxFacts(sandbox.netns, sandbox.mode, attached=False)
+    return replace(truth, sandbox=draw.of((gone, replace(sandbox, damage="the rules are gone"))))
+
+
 def _container_is_lost(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, container=None)
 
@@ -153,6 +168,7 @@ def _spec_is_edited(draw: Draw, truth: Truth, now: float) -> Truth:
         edit(spec, image=draw.of(IMAGES)),
         edit(spec, restart_policy=draw.of(tuple(RestartPolicy))),
         edit(spec, deletion_policy=draw.of(tuple(DeletionPolicy))),
+        edit(spec, network=draw.network()),
         edit(spec, resources=Resources(limits=ResourceLimits(pids=draw.of((100, 200))))),
     )
     return edited(truth, draw.of(changed))
@@ -186,6 +202,8 @@ ACCIDENTS: tuple[Accident, ...] = (
     _process_exits,
     _process_exits,
     _machine_reboots,
+    _network_is_damaged,
+    _network_is_damaged,
     _container_is_lost,
     _somebody_starts_it,
     _journal_is_lost,

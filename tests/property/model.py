@@ -14,6 +14,7 @@ from typing import assert_never
 import msgspec
 
 from perdure.api.names import NodeId, OperationId, RuntimeRef, SnapshotKey
+from perdure.api.network import NetworkMode, network_mode
 from perdure.api.runtime import (
     DeletionPolicy,
     DesiredState,
@@ -42,12 +43,14 @@ from perdure.plan.steps import (
     RemoveContainer,
     RemoveSandbox,
     RemoveWorkspace,
+    RepairNetwork,
     RestoreWorkspace,
     StartTask,
     Step,
     StopTask,
 )
 from perdure.plan.world import (
+    OWN_NAMESPACE,
     ArchiveFacts,
     ContainerFacts,
     Desired,
@@ -245,7 +248,9 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
         case RestoreWorkspace():
             return _restore(step, truth)
         case CreateSandbox():
-            return (replace(truth, sandbox=truth.sandbox or SandboxFacts("/run/netns/x")),)
+            return (replace(truth, sandbox=truth.sandbox or _empty_sandbox(truth)),)
+        case RepairNetwork():
+            return (attached(truth),)
         case RemoveSandbox():
             return (replace(truth, sandbox=None),)
         case CreateContainer(_, _, mark):
@@ -270,6 +275,22 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
             return (replace(truth, archives={}),)
         case never:
             assert_never(never)
+
+
+def _empty_sandbox(truth: Truth) -> SandboxFacts:
+    assert truth.runtime is not None
+    mode = network_mode(truth.runtime.spec.network, node_has_cni=True)
+    return SandboxFacts("/run/netns/x", mode, attached=mode is NetworkMode.NONE)
+
+
+def attached(truth: Truth) -> Truth:
+    """The network as the spec asks for it, whole; of a runtime that asks for none: nothing."""
+    assert truth.sandbox is not None
+    assert truth.runtime is not None
+    if truth.sandbox.mode is NetworkMode.NONE:
+        return truth
+    policy = truth.runtime.spec.network.policy or OWN_NAMESPACE
+    return replace(truth, sandbox=SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), policy=policy))
 
 
 def _begin(step: Begin, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -362,7 +383,7 @@ def _start(step: StartTask, truth: Truth, now: float) -> tuple[Truth, ...]:
     touched = replace(record, workspace=replace(record.workspace, ever_started=True, archived=None))
     journalled = replace(truth, record=touched)
     created = replace(journalled, task=TaskFacts(TaskState.CREATED, 42))
-    running = started(created, step.key)
+    running = started(attached(created), step.key)
     noted = replace(touched, running=True, started_at=now, stopped_at=None, next_start_at=None, halted=None)
     return journalled, created, running, replace(running, record=noted)
 

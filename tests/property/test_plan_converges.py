@@ -17,6 +17,7 @@ from tests.property.model import Truth, effects, runs, wanted_lineage
 from tests.property.worlds import IMAGES, Draw
 
 from perdure.api.conditions import ConditionType, Reason
+from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DeletionPolicy,
@@ -35,6 +36,7 @@ from perdure.api.runtime import (
 from perdure.plan.spec_hash import same_process, spec_mark
 from perdure.plan.steps import StartTask, Step
 from perdure.plan.world import (
+    OWN_NAMESPACE,
     Gone,
     TaskState,
     Terminating,
@@ -113,6 +115,12 @@ def _ends_as_the_spec_says(life: Life, truth: Truth, runtime: Runtime) -> None:
             applied = {c.status for c in runtime.status.conditions if c.type == ConditionType.RESOURCES_APPLIED}
             assert applied == {"True" if truth.container.spec_hash == mark else "False"}, story
             assert truth.sandbox is not None, story
+            assert truth.sandbox.attached, story
+            assert truth.sandbox.damage == "", story
+            asked = runtime.spec.network
+            assert asked.mode in (None, truth.sandbox.mode), story
+            if truth.sandbox.mode is NetworkMode.CNI:
+                assert truth.sandbox.policy == (asked.policy or OWN_NAMESPACE), story
             assert workspace.gate is None, story
             assert truth.snapshots[workspace.key].facts.gate is None, story
             assert runtime.status.phase == Phase.RUNNING, story

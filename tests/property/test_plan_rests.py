@@ -11,15 +11,18 @@ from tests.property.model import archive_of
 from tests.property.worlds import NODE, NOW, Draw
 
 from perdure.api.conditions import Reason
+from perdure.api.network import NetworkMode, network_mode
 from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DesiredState,
+    RuntimeSpec,
     RuntimeStatus,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.planner import plan
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.world import (
+    OWN_NAMESPACE,
     ContainerFacts,
     Freeze,
     Halted,
@@ -89,7 +92,7 @@ def healthy_world(draw: Draw) -> World:
         container=Present(container) if with_container else Absent(),
         task=Present(TaskFacts(TaskState.RUNNING, 42)) if alive else Absent(),
         snapshots=Present((facts,) if record.workspace is not None else ()),
-        sandbox=Present(SandboxFacts("/run/netns/x")) if with_sandbox else Absent(),
+        sandbox=Present(_whole_network(spec)) if with_sandbox else Absent(),
         image=draw.of(images),
         wanted_image=draw.of(images),
         ledger=draw.of((*ledgers, Present(draw.ledger()))),
@@ -112,3 +115,10 @@ def test_nothing_is_done_to_what_is_as_desired(seed: int) -> None:
     later = plan(world, NOW + 3600)
     assert later.steps == (), world
     assert later.wake_at is None, world
+
+
+def _whole_network(spec: RuntimeSpec) -> SandboxFacts:
+    if network_mode(spec.network, node_has_cni=True) is NetworkMode.NONE:
+        return SandboxFacts("/run/netns/x")
+    policy = spec.network.policy or OWN_NAMESPACE
+    return SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), policy=policy)

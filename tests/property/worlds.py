@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, Kind, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, Uid
+from perdure.api.network import Network, NetworkMode, NetworkPeer, NetworkPolicy
 from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DeletionPolicy,
@@ -158,7 +159,20 @@ class Draw:
                 )
             ),
             min_ready_seconds=self.of((0, 30)),
+            network=self.network(),
         )
+
+    def network(self) -> Network:
+        peer = NetworkPeer(namespace="others")
+        return Network(
+            mode=self.of((None, *NetworkMode)),
+            policy=self.maybe(0.3, NetworkPolicy(allow_from=(peer,))),
+        )
+
+    def sandbox(self) -> SandboxFacts:
+        whole = SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",))
+        empty = SandboxFacts("/run/netns/x", NetworkMode.CNI, attached=False)
+        return self.of((SandboxFacts("/run/netns/x"), whole, empty, replace(whole, damage="the rules are gone")))
 
     def mark(self) -> str:
         return self.of((spec_mark(self.spec()), "other-mark"))
@@ -218,7 +232,7 @@ class Draw:
             container=self.certain(ContainerFacts(REF.container_id, self.of(KEYS), self.mark())),
             task=self.certain(task),
             snapshots=self.certain(self.snapshots()),
-            sandbox=self.certain(SandboxFacts("/run/netns/x")),
+            sandbox=self.certain(self.sandbox()),
             image=self.certain(self.image()),
             wanted_image=self.certain(self.image()),
             ledger=self.certain(self.ledger()),

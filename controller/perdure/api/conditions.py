@@ -60,6 +60,7 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     PORT_TAKEN = "PortTaken"
     PORT_RANGE_EXHAUSTED = "PortRangeExhausted"
+    PORTS_PENDING = "PortsPending"
     NODE_LOST = "NodeLost"
     NAMESPACE_UNREADABLE = "NamespaceUnreadable"
     # a person must decide

@@ -19,6 +19,7 @@ from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
+from perdure.cli.networks import open_networks
 from perdure.cli.process import RETRY_SECONDS, Process, patiently
 from perdure.cli.settings import CommonSettings, NodeSettings
 from perdure.engine.containerd.engine import ContainerdEngine
@@ -31,7 +32,6 @@ from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
 from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.agent import PostgresAgentLedger
-from perdure.network.none import LoopbackSandbox
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.guards import Guards
@@ -108,15 +108,17 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         )
     )
     process.closing.push_async_callback(engine.close)
-    sandbox = LoopbackSandbox(node.run_dir)
     archives = LocalStore(node.archive_dir, node_id)
     queue: KeyedQueue[Uid] = KeyedQueue()
+    networks = await open_networks(installation, node, queue.add, lambda: frozenset(journal.records()))
     cache = RuntimeCache(queue.add)
     retries, outbox = Retries(), Outbox(journal, ledger, node.name)
-    hands = Hands(engine, sandbox, archives, journal, ledger, cluster, LeaseKeeper(ledger), outbox, process.metrics)
+    hands = Hands(
+        engine, networks.sandbox, archives, journal, ledger, cluster, LeaseKeeper(ledger), outbox, process.metrics
+    )
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
-    observer = Observer(Eyes(engine, sandbox, ledger, journal, cluster, cache), node_id, guards, retries)
+    observer = Observer(Eyes(engine, networks.sandbox, ledger, journal, cluster, cache), node_id, guards, retries)
     loop = Loop(
         observer=observer,
         executor=executor,
@@ -149,6 +151,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("gauges", _gauge(process, side))
+    process.spawn("networks", networks.upkeep.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 

@@ -201,6 +201,21 @@ node = together(
         type=_FOLDER,
         help="Where archives of data are kept. Default: archives in the state folder; another disk is better.",
     ),
+    option(
+        "--cni-conf-dir",
+        type=_FOLDER,
+        default="/etc/cni/net.d",
+        help="Network configurations. While it holds one, runtimes that do not say otherwise get a network.",
+    ),
+    option("--cni-network", metavar="NAME", help="The network to use. Default: the first one in the folder."),
+    option(
+        "--cni-bin-dir",
+        "cni_bin_dirs",
+        type=_FOLDER,
+        multiple=True,
+        default=["/opt/cni/bin", "/usr/lib/cni"],
+        help="Where network plugins are; may be given several times.",
+    ),
     option("--allocatable-cpu", metavar="QUANTITY", callback=_cpu, help="Offered to runtimes. Default: the machine's."),
     option(
         "--allocatable-memory",

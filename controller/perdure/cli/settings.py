@@ -49,6 +49,10 @@ class NodeSettings:
     state_dir: Path
     run_dir: Path
     archive_dir: Path
+    cni_conf_dir: Path
+    cni_network: str | None
+    """None: the first configuration of the folder."""
+    cni_bin_dirs: tuple[Path, ...]
     allocatable_millicores: int
     allocatable_bytes: int
     max_concurrent_starts: int

@@ -69,6 +69,24 @@ def create(path: Path) -> None:
         raise failure[0]
 
 
+def adopt(path: Path, pid: int) -> None:
+    """Give the namespace of a live process the name `path`; a name that has a namespace stays. Raises `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+    if state(path) is NameState.MOUNTED:
+        return
+    os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444))
+    source = os.fsencode(f"/proc/{pid}/ns/net")
+    _check(_libc.mount(source, os.fsencode(path), None, MS_BIND, None), f"mount the network namespace of process {pid}")
+
+
+def names(folder: Path) -> list[str]:
+    """Every name in `folder`, whatever is under it; no folder has none. Raises `OSError`."""
+    try:
+        return sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return []
+
+
 def remove(path: Path) -> None:
     """Take the name away; the namespace goes with its last process. Nothing there: nothing. Raises `OSError`."""
     while state(path) is NameState.MOUNTED:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.network import NetworkMode, network_mode
-from perdure.api.runtime import RuntimeSpec
 from perdure.network import netns
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import SandboxFacts
 from perdure.reconcile.ports.errors import SandboxFailed
+from perdure.reconcile.ports.sandbox import SandboxPlan
 
 
 class LoopbackSandbox:
@@ -36,18 +36,23 @@ class LoopbackSandbox:
             return Unknown(f"cannot look at the network namespace of {ref}: {error}")
         return Present(SandboxFacts(netns=str(path))) if found is NameState.MOUNTED else Absent()
 
-    async def create(self, ref: RuntimeRef, spec: RuntimeSpec) -> SandboxFacts:
-        mode = network_mode(spec.network, node_has_cni=False)
-        if mode is not NetworkMode.NONE:
-            raise SandboxFailed(f"network mode {mode} of {ref} is not offered by this node; use none")
-        path = self._path(ref)
+    async def create(self, plan: SandboxPlan) -> SandboxFacts:
+        path = self._path(plan.ref)
+        make = partial(netns.adopt, path, plan.pid) if plan.pid is not None else partial(netns.create, path)
         try:
-            await asyncio.to_thread(netns.create, path)
+            await asyncio.to_thread(make)
         except OSError as error:
             raise SandboxFailed(
-                f"cannot make the network namespace of {ref}: {error}; the agent needs CAP_SYS_ADMIN and {path.parent}"
+                f"cannot make the network namespace of {plan.ref}: {error}; the agent needs CAP_SYS_ADMIN and {path.parent}"
             ) from error
         return SandboxFacts(netns=str(path))
+
+    async def ask_for_ports(self, plan: SandboxPlan) -> None:
+        """No port leads into it."""
+
+    async def attach(self, plan: SandboxPlan) -> SandboxFacts:
+        """Loopback is in it from its first instant."""
+        return SandboxFacts(netns=str(self._path(plan.ref)))
 
     async def remove(self, ref: RuntimeRef) -> None:
         try:
@@ -57,12 +62,6 @@ class LoopbackSandbox:
 
     async def inventory(self) -> Sequence[Uid]:
         try:
-            return tuple(Uid(name) for name in sorted(await asyncio.to_thread(self._names)))
+            return tuple(Uid(name) for name in await asyncio.to_thread(netns.names, self._base))
         except OSError as error:
             raise SandboxFailed(f"cannot list network namespaces in {self._base}: {error}") from error
-
-    def _names(self) -> list[str]:
-        try:
-            return [entry.name for entry in self._base.iterdir()]
-        except FileNotFoundError:
-            return []

@@ -29,7 +29,7 @@ from perdure.plan.steps import (
 )
 from perdure.plan.stopping import stop_and_reap, take_down
 from perdure.plan.view import StatusDraft, archive_name
-from perdure.plan.world import LedgerFacts, Op, Outcome, Record, Source, Workspace, World
+from perdure.plan.world import Gone, LedgerFacts, Op, Outcome, Record, Source, Workspace, World
 
 LEDGER_RETRY_SECONDS = 5.0
 _GONE = "gone"
@@ -105,6 +105,8 @@ def _force_release(scene: Scene) -> Plan | None:
     if record.operation is None and record.phase is not Phase.REMOVED:
         return scene.under(Op.CLEANUP, Source.KUBECTL)
     done = closing(record, {Op.CLEANUP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
+    if done is None and isinstance(scene.world.desired, Gone) and not scene.snapshots:
+        return Plan(steps=(Forget(),))  # nothing is pinned that the record could help to find
     return Plan(steps=(done,) if done else ())
 
 

@@ -8,13 +8,14 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Unknown
 from perdure.plan.data_source import LIFE_IS_OVER
+from perdure.plan.network import is_about_network
 from perdure.plan.scene import Scene
 from perdure.plan.steps import (
     Note,
     Plan,
     Waiting,
 )
-from perdure.plan.view import is_running
+from perdure.plan.view import is_running, stamp
 
 ENGINE_RETRY_SECONDS = 5.0
 DEFAULT_STOP_SIGNAL = "SIGTERM"
@@ -55,6 +56,12 @@ def failed_lately(scene: Scene) -> Plan | None:
     failure = scene.world.failure
     if failure is None or scene.now >= failure.retry_at:
         return None
+    if is_about_network(failure):
+        again = f"attempt {failure.attempts}, tried again at {stamp(failure.retry_at)}"
+        scene.draft.set(ConditionType.NETWORK_READY, Truth.FALSE, failure.reason, f"{failure.message} ({again})")
+        if is_running(scene.world):
+            scene.draft.set(ConditionType.READY, Truth.FALSE, failure.reason, failure.message)
+            return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at)
     if is_running(scene.world):
         scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, failure.reason, failure.message)
         scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)

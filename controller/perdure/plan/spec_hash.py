@@ -12,7 +12,7 @@ from functools import cache
 import msgspec
 import msgspec.structs
 
-from perdure.api.network import Network, NetworkMode
+from perdure.api.network import Network
 from perdure.api.runtime import RuntimeSpec
 
 
@@ -53,10 +53,8 @@ def spec_mark(spec: RuntimeSpec) -> str:
 
 
 def _joined(network: Network) -> Network:
-    """What of the network the container itself is made with. Who may connect is decided outside of it; and `none` is
-    said as what is unset, as it was stored by default once, so that no mark of a running container changes."""
-    mode = None if network.mode is NetworkMode.NONE else network.mode
-    return msgspec.structs.replace(network, policy=None, mode=mode)
+    """What of the network the container itself is made with: its resolver. The rest is made and changed around it."""
+    return Network(dns=network.dns)
 
 
 def same_process(mark: str, other: str) -> bool:

@@ -92,7 +92,17 @@ class RestoreWorkspace:
 
 @dataclass(frozen=True, slots=True)
 class CreateSandbox:
-    pass
+    """Make the network namespace; the network comes into it while the task is made."""
+
+    pid: int | None = None
+    """A live process of the runtime, whose namespace has lost its name: it is given the name again."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepairNetwork:
+    """Bring back what is missing of a live runtime's network, or publish what was changed, without a restart."""
+
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +183,7 @@ Step = (
     | AdoptSnapshot
     | RestoreWorkspace
     | CreateSandbox
+    | RepairNetwork
     | RemoveSandbox
     | CreateContainer
     | StartTask

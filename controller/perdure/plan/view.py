@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 
 from perdure.api.archive import object_name
 from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, LastExit, Runtime, RuntimeStatus
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.operations import operation_id
+from perdure.plan.ports import shown_ports
 from perdure.plan.world import ArchiveFacts, Exit, Record, TaskState, World
 
 
@@ -68,6 +70,9 @@ class StatusDraft:
         self._fill()
         record, workspace = self.world.record, self.world.record.workspace
         archived = workspace.archived if workspace else None
+        seen = self.world.observed.sandbox
+        sandbox = seen.it if isinstance(seen, Present) else None
+        address = sandbox.addresses[0] if sandbox is not None and sandbox.addresses and is_running(self.world) else None
         return RuntimeStatus(
             phase=phase.value,
             observed_generation=self.runtime.generation,
@@ -77,6 +82,8 @@ class StatusDraft:
             container_id=self.world.ref.container_id if isinstance(self.world.observed.container, Present) else None,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image_digest=workspace.image_digest if workspace else None,
+            address=address,
+            ports=shown_ports(self.runtime, sandbox) if sandbox is not None else (),
             started_at=stamp(record.started_at),
             stopped_at=None if record.running else stamp(record.stopped_at),
             restarts=record.restarts,
@@ -103,8 +110,11 @@ class StatusDraft:
 
     def _fill_network(self) -> None:
         sandbox = self.world.observed.sandbox
-        if isinstance(sandbox, Present):
-            self._default(ConditionType.NETWORK_READY, Truth.TRUE, Reason.CONFIGURED)
+        if isinstance(sandbox, Present) and sandbox.it.attached and not sandbox.it.damage:
+            attached = sandbox.it.mode is NetworkMode.CNI
+            self._default(ConditionType.NETWORK_READY, Truth.TRUE, Reason.ATTACHED if attached else Reason.CONFIGURED)
+        elif isinstance(sandbox, Present):
+            self._default(ConditionType.NETWORK_READY, Truth.FALSE, Reason.IN_PROGRESS, sandbox.it.damage)
         elif isinstance(sandbox, Unknown):
             self._default(ConditionType.NETWORK_READY, Truth.UNKNOWN, Reason.NETWORK_FAILED, sandbox.why)
 

@@ -7,7 +7,7 @@ data, then everything that could touch or use it.
 from __future__ import annotations
 
 from perdure.api.runtime import Runtime
-from perdure.plan import data, first_rules, running, stopping
+from perdure.plan import data, first_rules, network, running, stopping
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import Plan
 from perdure.plan.view import StatusDraft
@@ -27,8 +27,10 @@ _RULES: tuple[Rule, ...] = (
     data.restore_is_finished_first,
     running.process_ended,
     running.policy_leaves_it_stopped,
+    network.network_fits,
     running.container_fits,
     running.task_runs,
+    network.network_is_whole,
 )
 
 

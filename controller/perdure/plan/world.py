@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, Kind, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.api.phases import Phase
 from perdure.api.runtime import Runtime
 from perdure.plan.certainty import Certain, Unknown
@@ -75,12 +76,36 @@ class TaskFacts:
     exit: Exit | None = None
 
 
+OWN_NAMESPACE = NetworkPolicy()
+"""Nobody but runtimes of the same namespace may connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostPort:
+    """One port of a container and the port of its node that leads there. `protocol`: TCP or UDP."""
+
+    name: str
+    protocol: str
+    container_port: int
+    host_port: int
+
+
 @dataclass(frozen=True, slots=True)
 class SandboxFacts:
-    """The network namespace (and later the address) that a runtime's container joins."""
+    """The network namespace that a runtime's container joins, and what is in it."""
 
     netns: str
-    address: str | None = None
+    mode: NetworkMode = NetworkMode.NONE
+    attached: bool = True
+    """The network is in it. Loopback alone needs nothing more than the namespace."""
+    addresses: tuple[str, ...] = ()
+    """Of the container's interface, IPv4 first."""
+    ports: tuple[HostPort, ...] = ()
+    """What the node leads into it."""
+    policy: NetworkPolicy = OWN_NAMESPACE
+    """Who else may connect to it."""
+    damage: str = ""
+    """What was found missing of it since it was attached: it is repaired in place."""
 
 
 # ---------------------------------------------------------------------------------------------- known to the ledger
@@ -227,6 +252,8 @@ class Record:
     next_start_at: float | None = None
     last_exit: Exit | None = None
     halted: Halted | None = None
+    host_ports: tuple[tuple[str, int], ...] = ()
+    """Ports of the node by name that were published once: from then on they never change silently."""
     deletion_seen: bool = False
     """The object was seen Terminating: from then on its absence means that it was deleted."""
     force_released: bool = False
@@ -281,6 +308,7 @@ class Failure:
     blocks_data: bool
     """Only a person's decision about the data helps."""
     retry_at: float
+    attempts: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from perdure.plan.steps import (
     RemoveContainer,
     RemoveSandbox,
     RemoveWorkspace,
+    RepairNetwork,
     RestoreWorkspace,
     StartTask,
     Step,
@@ -34,7 +35,8 @@ from perdure.plan.steps import (
 )
 from perdure.plan.world import World
 from perdure.reconcile.data_steps import DataSteps
-from perdure.reconcile.hands import Hands, Place, live
+from perdure.reconcile.hands import Hands, Place
+from perdure.reconcile.network_steps import NetworkSteps
 from perdure.reconcile.operation_steps import OperationSteps
 from perdure.reconcile.ports.errors import StaleFence
 from perdure.reconcile.task_steps import TaskSteps
@@ -49,7 +51,8 @@ class Executor:
         self._hands = hands
         self._operations = OperationSteps(hands, place, now)
         self._data = DataSteps(hands, place)
-        self._tasks = TaskSteps(hands, now, concurrent_starts)
+        self._networks = NetworkSteps(hands, place)
+        self._tasks = TaskSteps(hands, self._networks, now, concurrent_starts)
 
     async def run(self, step: Step, world: World) -> None:
         """Do one step. Raises `PortError`."""
@@ -80,8 +83,10 @@ class Executor:
                 await self._data.adopt(step, ref)
             case RestoreWorkspace():
                 await self._data.restore(step, ref)
-            case CreateSandbox():
-                await self._hands.sandbox.create(ref, live(world).spec)
+            case CreateSandbox(pid):
+                await self._networks.create(world, pid)
+            case RepairNetwork(why):
+                await self._networks.repair(world, why)
             case RemoveSandbox():
                 await self._hands.sandbox.remove(ref)
             case CreateContainer(_, image, mark):

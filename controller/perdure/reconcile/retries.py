@@ -31,7 +31,8 @@ class Retries:
         """Remember the failure; delays double from 0.5 s to 60 s, each shortened by up to a fifth."""
         before = self._entries.get(uid)
         attempts = before.attempts + 1 if before is not None and before.generation == generation else 1
-        delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 16))
+        soon = FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 16)
+        delay = MAX_DELAY_SECONDS if error.of_node else min(MAX_DELAY_SECONDS, soon)
         failure = Failure(
             reason=error.reason,
             message=str(error),
@@ -39,6 +40,7 @@ class Retries:
             user_error=error.user_error,
             blocks_data=error.blocks_data,
             retry_at=now + delay * self._jitter.uniform(0.8, 1.0),
+            attempts=attempts,
         )
         self._entries[uid] = _Entry(failure, attempts, generation)
         return failure

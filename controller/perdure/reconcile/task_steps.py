@@ -15,6 +15,7 @@ from perdure.plan.steps import ReapTask, StartTask, StopTask
 from perdure.plan.world import Exit, ImageFacts, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
+from perdure.reconcile.network_steps import NetworkSteps
 from perdure.reconcile.ports.cluster import NamespaceFacts
 from perdure.reconcile.ports.engine import ContainerPlan
 from perdure.reconcile.ports.errors import EngineRefused, PortError, SourceError
@@ -31,8 +32,9 @@ class TaskSteps:
     """`now`: seconds since the epoch. `concurrent_starts` bounds how many tasks are started at once: more would only
     make each of them slower."""
 
-    def __init__(self, hands: Hands, now: Callable[[], float], concurrent_starts: int) -> None:
+    def __init__(self, hands: Hands, networks: NetworkSteps, now: Callable[[], float], concurrent_starts: int) -> None:
         self._hands = hands
+        self._networks = networks
         self._now = now
         self._starts = asyncio.Semaphore(concurrent_starts)
         self._namespaces: dict[str, tuple[float, NamespaceFacts | None]] = {}
@@ -86,9 +88,16 @@ class TaskSteps:
             record = replace(record, workspace=replace(workspace, ever_started=True, archived=None))
             await self._hands.journal.commit(put=record)
         async with self._starts:
-            await self._hands.engine.start_task(step.container, step.key)
+            await self._hands.engine.start_task(step.container, step.key, lambda: self._networks.attach(world))
         await self._hands.journal.commit(
-            put=replace(record, running=True, started_at=self._now(), stopped_at=None, next_start_at=None, halted=None)
+            put=replace(
+                self._hands.record(ref),
+                running=True,
+                started_at=self._now(),
+                stopped_at=None,
+                next_start_at=None,
+                halted=None,
+            )
         )
 
     async def stop(self, step: StopTask, ref: RuntimeRef) -> None:

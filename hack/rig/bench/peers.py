@@ -16,6 +16,7 @@ from perdure.engine.containerd import ContainerdEngine, ContainerdSettings
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.world import Workspace
 from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv
+from perdure.reconcile.ports.sandbox import SandboxPlan
 from rig.bench.cluster import BenchmarkError
 from rig.bench.stage import IMAGE, MEMORY_MIB, Stage, spoke
 from rig.environment import Environment
@@ -126,7 +127,7 @@ class BareEngine:
         began = time.perf_counter()
         image = await self.engine.ensure_image(IMAGE, PullPolicy.IF_NOT_PRESENT)
         facts, _ = await asyncio.gather(
-            self.sandbox.create(ref, spec),
+            self.sandbox.create(SandboxPlan(ref, spec)),
             self.engine.prepare_workspace(ref, Workspace(key, 1, image.name, image.digest, image.chain_id)),
         )
         env = ResolvedEnv(())

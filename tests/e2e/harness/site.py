@@ -11,6 +11,7 @@ from pathlib import Path
 from rig.clients import Ctr
 from rig.containerd import Containerd, unmount_below
 from rig.images import write_samples
+from rig.network import Network
 from rig.traces import traces_of, walk
 
 
@@ -47,9 +48,16 @@ class Site:
     def ctr(self) -> Ctr:
         return Ctr(self.engine.address, self.engine_namespace)
 
+    @property
+    def network(self) -> Network:
+        """What runtimes of this site are attached to: its own bridge and subnet."""
+        return Network(self.directory, self.directory / "run", self.name.removeprefix("n"))
+
     def prepare(self, images: Path) -> None:
-        """Make the folders and import the sample images; `images` is where they are built, once for all sites."""
+        """Make the folders, write the network's configuration and import the sample images, which are built in `images`
+        once for all sites."""
         self.directory.mkdir(parents=True)
+        self.network.write()
         for archive in write_samples(images).values():
             self.engine.import_image(archive, self.engine_namespace)
 
@@ -64,13 +72,18 @@ class Site:
             "PERDURE_STATE_DIR": str(self.state_dir),
             "PERDURE_RUN_DIR": str(self.run_dir),
             "PERDURE_ARCHIVE_DIR": str(self.archive_dir),
+            "PERDURE_CNI_CONF_DIR": str(self.network.configuration_directory),
             "PERDURE_ALLOCATABLE_CPU": "64",
             "PERDURE_ALLOCATABLE_MEMORY": "64Gi",
         }
 
     def things_of(self, uid: str) -> list[str]:
         """Everything anywhere on this node that bears the uid of a runtime, archives aside; sorted, readable."""
-        return traces_of(uid, self.ctr, self.cgroup_parent, (self.run_dir, self.state_dir))
+        return traces_of(uid, self.ctr, self.cgroup_parent, (self.run_dir, self.state_dir), self.network)
+
+    def forget_port_rules(self, uid: str) -> None:
+        """Take away the rules that lead into a runtime, as somebody does who flushes tables."""
+        self.network.forget_rules(uid)
 
     def archive_files(self, *, namespace: str | None = None) -> list[Path]:
         """Every file in the store, of one Kubernetes namespace where one is named."""
@@ -80,5 +93,6 @@ class Site:
     def clear(self) -> None:
         """Remove what the tests left here, running containers first."""
         self.ctr.remove_namespace()
+        self.network.remove()
         unmount_below(self.directory)
         shutil.rmtree(self.directory)

@@ -20,6 +20,7 @@ from perdure.network.netns import NameState
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.certainty import Absent, Unknown
 from perdure.reconcile.ports.errors import SandboxFailed
+from perdure.reconcile.ports.sandbox import SandboxPlan
 
 pytestmark = pytest.mark.root
 
@@ -73,7 +74,7 @@ async def test_a_plain_file_left_by_a_reboot_is_absent_and_mounted_again(run_dir
     assert netns.state(plain) is NameState.PLAIN
     assert await sandbox.observe(REF) == Absent()
     assert list(await sandbox.inventory()) == [REF.uid]
-    await sandbox.create(REF, RuntimeSpec(image="any"))
+    await sandbox.create(SandboxPlan(REF, RuntimeSpec(image="any")))
     assert netns.state(plain) is NameState.MOUNTED
 
 
@@ -113,13 +114,13 @@ async def test_a_name_that_cannot_be_looked_at_is_unknown(run_dir: Path, link: P
     assert caught.value.errno == errno.ELOOP
     assert isinstance(await sandbox.observe(REF), Unknown)
     with pytest.raises(SandboxFailed, match="BotRuntime/agents/hermes"):
-        await sandbox.create(REF, RuntimeSpec(image="any"))
+        await sandbox.create(SandboxPlan(REF, RuntimeSpec(image="any")))
 
 
 async def test_a_folder_that_cannot_be_made_is_said(run_dir: Path) -> None:
     (run_dir / "netns").touch()
     sandbox = LoopbackSandbox(run_dir)
     with pytest.raises(SandboxFailed, match="BotRuntime/agents/hermes"):
-        await sandbox.create(REF, RuntimeSpec(image="any"))
+        await sandbox.create(SandboxPlan(REF, RuntimeSpec(image="any")))
     assert isinstance(await sandbox.observe(REF), Unknown)
     (run_dir / "netns").unlink()

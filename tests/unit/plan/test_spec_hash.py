@@ -34,7 +34,6 @@ def changed(**fields: Any) -> str:
         {"working_dir": "/tmp"},
         {"user": "app"},
         {"host_aliases": (HostAlias(ip="10.0.0.1", hostnames=("db",)),)},
-        {"network": Network(mode=NetworkMode.CNI)},
         {"network": Network(dns=Dns(searches=("example.org",)))},
     ],
     ids=lambda fields: next(iter(fields)),
@@ -56,6 +55,7 @@ def test_a_change_of_limits_is_the_same_process_under_another_mark() -> None:
         {"image": "example/image:2"},
         {"min_ready_seconds": 5},
         {"network": Network(mode=NetworkMode.NONE)},
+        {"network": Network(mode=NetworkMode.CNI)},
         {"network": Network(policy=NetworkPolicy(allow_from=(NetworkPeer(namespace="other"),)))},
     ],
 )

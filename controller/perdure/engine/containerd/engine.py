@@ -25,7 +25,16 @@ from perdure.engine.mounted_files import MountedFileStore
 from perdure.engine.oci.node import detect
 from perdure.plan.certainty import Certain
 from perdure.plan.world import ImageFacts, TaskFacts, Workspace
-from perdure.reconcile.ports.engine import ContainerPlan, EngineEvent, EngineInfo, EngineView, Layer, Owned
+from perdure.reconcile.ports.engine import (
+    BeforeStart,
+    ContainerPlan,
+    EngineEvent,
+    EngineInfo,
+    EngineView,
+    Layer,
+    Owned,
+    nothing_more,
+)
 from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 _log = structlog.get_logger(__name__)
@@ -83,8 +92,10 @@ class ContainerdEngine:
     async def create_container(self, plan: ContainerPlan) -> None:
         await self._containers.create(plan)
 
-    async def start_task(self, container: ContainerId, key: SnapshotKey) -> TaskFacts:
-        return await self._tasks.start(container, key)
+    async def start_task(
+        self, container: ContainerId, key: SnapshotKey, before_start: BeforeStart = nothing_more
+    ) -> TaskFacts:
+        return await self._tasks.start(container, key, before_start)
 
     async def signal_task(self, container: ContainerId, signal: str) -> None:
         await self._tasks.signal(container, signal)

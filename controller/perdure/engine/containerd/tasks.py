@@ -28,7 +28,8 @@ from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.engine.containerd.workspaces import Workspaces
 from perdure.plan.certainty import Present
 from perdure.plan.world import TaskFacts, TaskState
-from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
+from perdure.reconcile.ports.engine import BeforeStart
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable, PortError
 
 _log = structlog.get_logger(__name__)
 
@@ -84,7 +85,7 @@ class Tasks:
         self._observer = observer
         self._oomed = oomed
 
-    async def start(self, container: ContainerId, key: SnapshotKey) -> TaskFacts:
+    async def start(self, container: ContainerId, key: SnapshotKey, before_start: BeforeStart) -> TaskFacts:
         """See the port. An ended task that is still there is returned as it is: how it ended must be read first."""
         record, task, snapshot = await asyncio.gather(
             self._containers.find(container), self._containers.task_of(container), self._workspaces.own(key)
@@ -111,9 +112,9 @@ class Tasks:
         if task is not None:
             _log.info("unstarted_task_cleared", container=container)
             await self._clear(container)
-        return await self._start(record, snapshot_facts(snapshot).n)
+        return await self._start(record, snapshot_facts(snapshot).n, before_start)
 
-    async def _start(self, record: ContainerRecord, n: int) -> TaskFacts:
+    async def _start(self, record: ContainerRecord, n: int, before_start: BeforeStart) -> TaskFacts:
         container, key = ContainerId(record.id), SnapshotKey(record.snapshot_key)
         mounts, layers = await self._workspaces.disk(key)
         await self._workspaces.refuse_if_in_use(key, layers, "start a task on")
@@ -125,14 +126,24 @@ class Tasks:
                 reason=Reason.START_FAILED,
             ) from error
         self._oomed.forget(container)
+        create = self._services.tasks.create(container, mounts, f"file://{output}", self._settings.runc_root)
+        created, prepared = await asyncio.gather(create, before_start(), return_exceptions=True)
         try:
-            await self._services.tasks.create(container, mounts, f"file://{output}", self._settings.runc_root)
+            for outcome in (created, prepared):
+                if isinstance(outcome, BaseException):
+                    raise outcome
             pid = await self._services.tasks.start(container)
         except AlreadyExists as error:
             raise start_refusal(error, _command(record)) from error
         except RpcFailed as error:
             await self._clear(container)
             raise start_refusal(error, _command(record)) from error
+        except EngineUnavailable:
+            raise
+        except PortError:
+            # Its network did not come: the program has not run, and does not.
+            await self._clear(container)
+            raise
         return TaskFacts(state=TaskState.RUNNING, pid=pid)
 
     async def _facts(self, container: ContainerId, task: Process) -> TaskFacts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,13 @@ from perdure.plan.world import (
     TaskFacts,
     Workspace,
 )
+
+BeforeStart = Callable[[], Awaitable[object]]
+"""What must be in place before a program may run: its network."""
+
+
+async def nothing_more() -> None:
+    """For a program that needs no more than its container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +133,13 @@ class Engine(Protocol):
     async def create_container(self, plan: ContainerPlan) -> None:
         """Make the record, or bring an existing one that has no task to this plan."""
 
-    async def start_task(self, container: ContainerId, key: SnapshotKey) -> TaskFacts:
-        """Create and start the main process. Refuses while another task is on the snapshot or its gate is shut."""
+    async def start_task(
+        self, container: ContainerId, key: SnapshotKey, before_start: BeforeStart = nothing_more
+    ) -> TaskFacts:
+        """Create and start the main process. Refuses while another task is on the snapshot or its gate is shut.
+
+        `before_start` runs while the task is made, and must be done before its program may run; if it raises, the task
+        is taken away again and the error is the caller's. It is not called where a task is there already."""
 
     async def signal_task(self, container: ContainerId, signal: str) -> None:
         """Send a signal (`SIGTERM`) to the main process (SIGKILL: to all). No task or ended: nothing."""

@@ -9,14 +9,24 @@ class PortError(Exception):
     """Something outside did not do what was asked. The message says what was being done, to what, and what to do next.
 
     `reason` is what the condition shows. `user_error`: only an edit of the spec or of what it names helps.
-    `blocks_data`: only a person's decision about data helps. Otherwise it is tried again.
+    `blocks_data`: only a person's decision about data helps. `of_node`: only a change of the node's setup helps; it is
+    looked at again as seldom as anything is. Otherwise it is tried again soon.
     """
 
-    def __init__(self, message: str, *, reason: Reason, user_error: bool = False, blocks_data: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason,
+        user_error: bool = False,
+        blocks_data: bool = False,
+        of_node: bool = False,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.user_error = user_error
         self.blocks_data = blocks_data
+        self.of_node = of_node
 
 
 class EngineUnavailable(PortError):
@@ -31,8 +41,24 @@ class EngineRefused(PortError):
 
 
 class SandboxFailed(PortError):
-    def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.NETWORK_FAILED)
+    """A network could not be made, changed or removed; `reason` says which kind of fault it is."""
+
+    def __init__(self, message: str, *, reason: Reason = Reason.NETWORK_FAILED, of_node: bool = False) -> None:
+        super().__init__(message, reason=reason, of_node=of_node)
+
+
+class PortTaken(SandboxFailed):
+    """Somebody else on the node listens on a port that is to lead into a runtime."""
+
+    def __init__(self, name: str, number: int, protocol: str) -> None:
+        super().__init__(
+            f"port {number}/{protocol} of the node, which is to lead to port {name!r}, is taken by another program; end "
+            f"that program (`ss -lptun 'sport = :{number}'` names it) or give {name!r} another hostPort",
+            reason=Reason.PORT_TAKEN,
+        )
+        self.name = name
+        self.number = number
+        self.protocol = protocol
 
 
 class StoreError(PortError):

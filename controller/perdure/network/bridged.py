@@ -1,0 +1,60 @@
+"""What the node's firewall and sweeps must know of a network: its bridge, its subnets, where its addresses are kept.
+
+Read from the first plugin of its configuration; None for a network whose traffic passes no bridge of this node.
+Source: the reference plugins' own documents, `bridge` and `host-local`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+import msgspec
+
+from perdure.network.cni.configuration import Network
+from perdure.network.rules import Subnet
+
+DEFAULT_BRIDGE = "cni0"
+DEFAULT_DATA_DIR = "/var/lib/cni/networks"
+
+
+class _Range(msgspec.Struct, frozen=True):
+    subnet: str = ""
+
+
+class _Ipam(msgspec.Struct, frozen=True, rename="camel"):
+    type: str = ""
+    subnet: str = ""
+    ranges: tuple[tuple[_Range, ...], ...] = ()
+    data_dir: str = DEFAULT_DATA_DIR
+
+
+class _Plugin(msgspec.Struct, frozen=True):
+    type: str = ""
+    bridge: str = DEFAULT_BRIDGE
+    ipam: _Ipam = _Ipam()
+
+
+@dataclass(frozen=True, slots=True)
+class Bridged:
+    """`addresses`: the folder with one file for each address that is given out."""
+
+    network: str
+    bridge: str
+    subnets: tuple[Subnet, ...]
+    addresses: Path
+
+
+def bridged(network: Network) -> Bridged | None:
+    """Raises `ValueError` for a bridge or subnets that are none."""
+    try:
+        plugin = msgspec.json.decode(network.plugins[0].document, type=_Plugin)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"its first plugin is not understood: {error}") from error
+    if plugin.type != "bridge" or plugin.ipam.type != "host-local":
+        return None
+    ipam = plugin.ipam
+    given = [ipam.subnet, *(found.subnet for group in ipam.ranges for found in group)]
+    subnets: tuple[Subnet, ...] = tuple(dict.fromkeys(ip_network(subnet, strict=False) for subnet in given if subnet))
+    return Bridged(network.name, plugin.bridge, subnets, Path(ipam.data_dir or DEFAULT_DATA_DIR) / network.name)

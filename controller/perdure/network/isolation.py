@@ -1,0 +1,126 @@
+"""Who may reach whom: the attachments of this node as members of the firewall of their network, policies as pairs of them.
+
+Called by `cni_sandbox` with each runtime that comes and goes, and by `upkeep` from time to time. A network that is not a
+bridge with addresses from `host-local` has no firewall of ours: its own plugins decide who may talk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from ipaddress import ip_address
+
+import structlog
+
+from perdure.api.conditions import Reason
+from perdure.api.names import InstallationId, Uid
+from perdure.api.network import NetworkPeer
+from perdure.network.attachments import Attached, Attachments
+from perdure.network.bridged import bridged
+from perdure.network.cni.configuration import Network
+from perdure.network.firewall import Firewall
+from perdure.network.rules import Allowed, Member, NetworkRules, NodePort, Transport
+from perdure.reconcile.ports.errors import SandboxFailed
+
+log = structlog.get_logger(__name__)
+
+OPEN_PORTS = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
+"""Of the node: a resolver, where its resolv.conf names the node itself."""
+
+
+def rules_of(installation: InstallationId, network: Network) -> NetworkRules | None:
+    """What the firewall is made from; None for a network whose traffic does not pass a bridge of this node.
+    Raises `ValueError` for subnets or names that are none."""
+    there = bridged(network)
+    if there is None:
+        return None
+    return NetworkRules(installation, there.network, there.bridge, there.subnets, OPEN_PORTS)
+
+
+class Isolation:
+    """One per agent. `firewall` makes the firewall of a network from its rules."""
+
+    def __init__(
+        self,
+        installation: InstallationId,
+        attachments: Attachments,
+        firewall: Callable[[NetworkRules], Firewall] = Firewall,
+    ) -> None:
+        self._installation = installation
+        self._attachments = attachments
+        self._make = firewall
+        self._firewall: Firewall | None = None
+        self._here: dict[Uid, Attached] = {}
+        self._turn = asyncio.Lock()
+
+    async def use(self, network: Network) -> None:
+        """From now on the firewall of `network`, with everybody on it who is on record. Raises `SandboxFailed`."""
+        try:
+            rules = rules_of(self._installation, network)
+        except ValueError as error:
+            raise SandboxFailed(
+                f"the firewall cannot be made for network {network.name}: {error}; correct its configuration",
+                reason=Reason.CNI_CONFIGURATION_INVALID,
+                of_node=True,
+            ) from error
+        async with self._turn:
+            if rules == (self._firewall.rules if self._firewall is not None else None):
+                return
+            if rules is None:
+                log.warning("network_without_isolation", network=network.name, why="it is no bridge with host-local")
+                self._firewall = None
+                return
+            self._here = {one.ref.uid: one for one in self._attachments.all() if one.network == network.name}
+            firewall = self._make(rules)
+            await firewall.restore(map(_member, self._here.values()), allowed(self._here.values()))
+            self._firewall = firewall
+
+    async def admit(self, attached: Attached) -> None:
+        """Before the runtime starts, and when its policy changed. Raises `SandboxFailed`."""
+        async with self._turn:
+            self._here[attached.ref.uid] = attached
+            if self._firewall is not None:
+                await self._firewall.admit(_member(attached))
+                await self._firewall.allow(allowed(self._here.values()))
+
+    async def expel(self, uid: Uid) -> None:
+        """After the runtime has stopped, before its address may be another's. Raises `SandboxFailed`."""
+        async with self._turn:
+            self._here.pop(uid, None)
+            if self._firewall is not None:
+                await self._firewall.expel(uid)
+                await self._firewall.allow(allowed(self._here.values()))
+
+    async def ensure(self) -> tuple[str, ...]:
+        """Put back what somebody took away; what that was. Raises `SandboxFailed`."""
+        return await self._firewall.ensure() if self._firewall is not None else ()
+
+
+def allowed(here: Iterable[Attached]) -> frozenset[Allowed]:
+    """The pairs that policies open; runtimes of one namespace need none."""
+    everybody = tuple(here)
+    return frozenset(
+        Allowed(source.ref.uid, target.ref.uid)
+        for target in everybody
+        for peer in target.policy.allow_from
+        for source in everybody
+        if source.ref.uid != target.ref.uid and _is(source, peer, target)
+    )
+
+
+def _is(source: Attached, peer: NetworkPeer, target: Attached) -> bool:
+    return (
+        source.ref.namespace == (peer.namespace or target.ref.namespace)
+        and peer.kind in (None, source.ref.kind)
+        and peer.name in (None, source.ref.name)
+    )
+
+
+def _member(attached: Attached) -> Member:
+    return Member(
+        uid=attached.ref.uid,
+        namespace=attached.ref.namespace_uid,
+        port=attached.port,
+        mac=attached.mac,
+        addresses=tuple(ip_address(address) for address in attached.addresses),
+    )

@@ -1,0 +1,104 @@
+"""Looks after the networks of running runtimes from time to time: rules that somebody flushed, interfaces that somebody took,
+addresses and rules that nobody has any more. Spawned by the composition root.
+
+A healthy runtime costs no plugin call: one listing of rules and one walk through the namespaces serve all of them, and
+only what looks wrong is asked of the plugins' CHECK. Mending is the planner's: here a runtime is only said to be damaged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from perdure.api.names import Uid
+from perdure.network import inspection
+from perdure.network.attachments import Attached, Attachments, Damage
+from perdure.network.cni.attachment import Attachment
+from perdure.network.cni.client import CniClient
+from perdure.network.cni.configuration import Network
+from perdure.network.cni.error_classes import Action
+from perdure.network.cni.errors import CniError
+from perdure.network.cni.retries import classify
+from perdure.network.cni_sandbox import IFNAME, CniSandbox
+from perdure.network.command import Launcher, run
+from perdure.network.isolation import Isolation
+from perdure.network.obstacles import Obstacles
+from perdure.reconcile.ports.errors import SandboxFailed
+
+LOOK_SECONDS = 30.0
+SWEEP_EVERY = 4
+"""A sweep with every so many looks: what one finds leaked the next one removes, if it still is."""
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Upkeep:
+    """`names`: the folder of network namespaces; `wake`: have the loop look at a runtime."""
+
+    sandbox: CniSandbox
+    client: CniClient
+    attachments: Attachments
+    isolation: Isolation
+    obstacles: Obstacles
+    names: Path
+    wake: Callable[[Uid], None]
+    launcher: Launcher = ()
+
+    async def run(self) -> None:
+        """Until cancelled. What cannot be looked at now is looked at next time."""
+        looks = 0
+        while True:
+            try:
+                network = await self.sandbox.network()
+                await self.look(network)
+                if looks % SWEEP_EVERY == 0:
+                    await self.obstacles.sweep(network)
+                looks += 1
+            except SandboxFailed as error:
+                log.warning("network_not_looked_after", error=str(error))
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
+
+    async def look(self, network: Network) -> None:
+        """Firewall, interfaces, port rules. Raises `SandboxFailed`."""
+        await self.isolation.use(network)
+        repaired = await self.isolation.ensure()
+        if repaired:
+            log.warning("firewall_was_changed", network=network.name, repaired=repaired)
+        here = {one.ref.uid: one for one in self.attachments.all() if one.network == network.name and one.addresses}
+        expected = [(uid, self.names / uid, IFNAME, one.addresses[0]) for uid, one in here.items()]
+        for uid, why in (await asyncio.to_thread(inspection.without_address, expected)).items():
+            self._damaged(uid, Damage(why, interface=True))
+        for uid in await self._without_rules([one for one in here.values() if one.ports]):
+            damage = await self._checked(network, here[uid])
+            if damage is not None:
+                self._damaged(uid, damage)
+
+    def _damaged(self, uid: Uid, damage: Damage) -> None:
+        log.warning("network_damaged", uid=uid, why=damage.text)
+        self.attachments.damages[uid] = damage
+        self.wake(uid)
+
+    async def _without_rules(self, published: list[Attached]) -> list[Uid]:
+        """Whose ports no NAT rule names. The plugins write the container's id into a comment of each of theirs."""
+        if not published:
+            return []
+        rules = await run("reading the port rules", "iptables-save", "-t", "nat", launcher=self.launcher)
+        return [one.ref.uid for one in published if one.ref.uid not in rules]
+
+    async def _checked(self, network: Network, attached: Attached) -> Damage | None:
+        """What the plugins say of one that looks damaged: they alone know how their rules look."""
+        attachment = Attachment(attached.ref.uid, str(self.names / attached.ref.uid), IFNAME)
+        try:
+            await self.client.check(network, attachment)
+        except CniError as error:
+            verdict = classify(error)
+            if verdict.action is Action.IGNORE:
+                return None
+            return Damage(f"[{verdict.kind.value}] {error}", interface=verdict.action is not Action.REPAIR_RULES)
+        return None

@@ -1,0 +1,77 @@
+"""Rules about a runtime's network: when it is in the way of a start, and when it is repaired.
+
+What the network is made of is the sandbox's business; here is only when something is to be done about it.
+"""
+
+from __future__ import annotations
+
+from perdure.api.conditions import ConditionType, Reason, Truth
+from perdure.api.network import NetworkMode
+from perdure.api.phases import Phase
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.ports import host_ports, numbers_of
+from perdure.plan.scene import Scene
+from perdure.plan.steps import CreateSandbox, Plan, RemoveSandbox, RepairNetwork
+from perdure.plan.stopping import stop_and_reap
+from perdure.plan.world import OWN_NAMESPACE, Failure, Op, SandboxFacts, Source, TaskState
+
+NUMBERS_RETRY_SECONDS = 5.0
+"""Numbers come with an event; this is for the case that it was lost."""
+
+
+def is_about_network(failure: Failure) -> bool:
+    return failure.reason in _NETWORK_REASONS
+
+
+def network_fits(scene: Scene) -> Plan | None:
+    """Before a container is made or a task started: the kind of network that the spec asks for, ports with numbers."""
+    sandbox, network = scene.world.observed.sandbox, scene.runtime.spec.network
+    if isinstance(sandbox, Present) and network.mode is not None and sandbox.it.mode is not network.mode:
+        stopping = stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
+        return stopping or scene.under(Op.RESTART, Source.KUBECTL, RemoveSandbox())
+    if scene.task is None and host_ports(scene.runtime, numbers_of(scene.runtime, scene.record)) is None:
+        message = "the controller has not reserved its ports on the node yet"
+        scene.draft.set(ConditionType.NETWORK_READY, Truth.FALSE, Reason.PORTS_PENDING, message)
+        return scene.wait(Reason.PORTS_PENDING, message, until=scene.now + NUMBERS_RETRY_SECONDS)
+    return None
+
+
+def network_is_whole(scene: Scene) -> Plan | None:
+    """Of a runtime that runs: what is missing of its network comes back, what was changed of it is brought in."""
+    task, sandbox = scene.task, scene.world.observed.sandbox
+    if task is None or task.state is not TaskState.RUNNING:
+        return None
+    if isinstance(sandbox, Absent):
+        return scene.do(CreateSandbox(task.pid), phase=Phase.RUNNING)
+    if not isinstance(sandbox, Present) or sandbox.it.mode is NetworkMode.NONE:
+        return None
+    why = _what_is_wrong(scene, sandbox.it)
+    return scene.do(RepairNetwork(why), phase=Phase.RUNNING) if why else None
+
+
+def _what_is_wrong(scene: Scene, facts: SandboxFacts) -> str:
+    if not facts.attached:
+        return "nothing is attached"
+    if facts.damage:
+        return facts.damage
+    wanted = host_ports(scene.runtime, numbers_of(scene.runtime, scene.record))
+    if wanted is not None and wanted != facts.ports:
+        return "other ports are wanted"
+    if (scene.runtime.spec.network.policy or OWN_NAMESPACE) != facts.policy:
+        return "another network policy is wanted"
+    return ""
+
+
+_NETWORK_REASONS = frozenset(
+    {
+        Reason.NETWORK_FAILED,
+        Reason.NETWORK_RETRYING,
+        Reason.NO_CNI_CONFIGURATION,
+        Reason.CNI_CONFIGURATION_INVALID,
+        Reason.CNI_PLUGIN_MISSING,
+        Reason.ADDRESS_POOL_EXHAUSTED,
+        Reason.BRIDGE_CONFLICT,
+        Reason.NO_ADDRESS,
+        Reason.PORT_TAKEN,
+    }
+)
