@@ -39,14 +39,14 @@ RULES = NetworkRules(
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def in_namespace(name: str, kind: socket.SocketKind, family: socket.AddressFamily) -> socket.socket:
+def in_namespace(name: str, kind: socket.SocketKind, family: socket.AddressFamily, protocol: int = 0) -> socket.socket:
     made: list[socket.socket] = []
 
     def enter() -> None:
         descriptor = os.open(f"/run/netns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
             if _libc.setns(descriptor, 0) == 0:
-                made.append(socket.socket(family, kind))
+                made.append(socket.socket(family, kind, protocol))
         finally:
             os.close(descriptor)
 
@@ -113,6 +113,12 @@ class Node:
             "link set eth0 up",
         )
         self.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        self.filter_bridged_as_routed(False)
+
+    def filter_bridged_as_routed(self, whether: bool) -> None:
+        """What br_netfilter adds where it is loaded: the inet hooks see bridged packets too."""
+        keys = (f"net.bridge.bridge-nf-call-{words}={int(whether)}" for words in ("iptables", "ip6tables"))
+        self.run("sysctl", "-eqw", *keys)
 
     def member(self, number: int, namespace: str) -> Member:
         """A runtime with addresses ending in `number`; its uid is the name of its network namespace."""
@@ -165,6 +171,23 @@ class Node:
             client.close()
             raise
         return client
+
+    def delivers(self, space: str, source: str, server: socket.socket) -> bool:
+        """Whether a datagram from `source` in `space` arrives at `server`, and bears that address."""
+        with in_namespace(space, socket.SOCK_DGRAM, server.family) as client:
+            client.bind((source, 0))
+            client.sendto(b"hello", server.getsockname()[:2])
+        server.settimeout(SILENCE_SECONDS)
+        try:
+            _, peer = server.recvfrom(16)
+        except TimeoutError:
+            return False
+        return bool(peer[0] == source)
+
+    def receive(self, space: str, address: str, port: int) -> socket.socket:
+        server = in_namespace(space, socket.SOCK_DGRAM, family_of(address))
+        server.bind((address, port))
+        return server
 
     def reaches(self, space: str, address: str, port: int) -> bool:
         """Whether a TCP connection opens. A refusal counts as reaching: somebody answered."""

@@ -124,12 +124,8 @@ async def test_an_allowed_pair_opens_one_way(either: World, version: int) -> Non
 
 
 @BOTH_VERSIONS
-@pytest.mark.parametrize("bridged_calls", ["0", "1"])
-async def test_the_same_holds_whether_bridged_packets_are_filtered_as_routed(
-    world: World, version: int, bridged_calls: str
-) -> None:
-    for words in ("iptables", "ip6tables"):
-        world.node.run("sysctl", "-qw", f"net.bridge.bridge-nf-call-{words}={bridged_calls}")
+async def test_the_same_holds_where_bridged_packets_are_filtered_as_routed(world: World, version: int) -> None:
+    world.node.filter_bridged_as_routed(True)
     await world.firewall.allow([Allowed(world.sibling.uid, world.stranger.uid)])
     assert world.opens(world.near, world.sibling, version)
     assert world.opens(world.sibling, world.stranger, version)
@@ -143,6 +139,13 @@ async def test_the_way_through_the_node_is_closed_too(world: World, version: int
     for source, target in ((world.near, world.stranger), (world.near, world.sibling)):
         world.node.run("ip", f"-{version}", "route", "add", address(target, version), "via", via, space=source.uid)
     world.node.run("sysctl", "-qw", "net.ipv4.conf.all.send_redirects=0", f"net.ipv4.conf.{BRIDGE}.send_redirects=0")
+    own = address(world.near, version)
+    with (
+        world.node.receive(world.sibling.uid, address(world.sibling, version), PORT) as open_to_it,
+        world.node.receive(world.stranger.uid, address(world.stranger, version), PORT) as closed_to_it,
+    ):
+        assert world.node.delivers(world.near.uid, own, open_to_it)
+        assert not world.node.delivers(world.near.uid, own, closed_to_it)
     assert world.opens(world.near, world.sibling, version)
     assert not world.opens(world.near, world.stranger, version)
 
@@ -159,15 +162,14 @@ async def test_masquerade_leads_out_with_the_node_s_address(either: World, versi
     assert peer[0] == ("192.0.2.1" if version == 4 else "2001:db8::1")
 
 
-async def test_traffic_within_the_network_keeps_its_address(world: World) -> None:
-    there = address(world.sibling, 4)
-    with (
-        world.node.listen(world.sibling.uid, there, PORT + 1) as server,
-        world.node.connect(world.near.uid, there, PORT + 1),
-    ):
-        seen, peer = server.accept()
-        seen.close()
-    assert peer[0] == address(world.near, 4)
+async def test_traffic_that_stays_on_the_bridge_keeps_its_address(world: World) -> None:
+    """Also where the node routes it to something behind a member."""
+    behind = "198.51.100.1"
+    world.node.run("ip", "addr", "add", f"{behind}/32", "dev", "lo", space=world.sibling.uid)
+    world.node.run("ip", "route", "add", behind, "via", address(world.sibling, 4))
+    for there in (address(world.sibling, 4), behind):
+        with world.node.receive(world.sibling.uid, there, PORT) as server:
+            assert world.node.delivers(world.near.uid, address(world.near, 4), server)
 
 
 @pytest.mark.parametrize("there", [METADATA4, METADATA6])
@@ -232,23 +234,17 @@ def forget_neighbours(node: Node, space: str, device: str) -> None:
 
 @BOTH_VERSIONS
 async def test_a_borrowed_address_leads_nowhere(world: World, version: int) -> None:
-    borrowed = "10.88.0.99" if version == 4 else "fd88::99"
-    assume(world.node, world.near, borrowed)
-    family = socket.AF_INET if version == 4 else socket.AF_INET6
-    with (
-        in_namespace(world.near.uid, socket.SOCK_DGRAM, family) as honest,
-        in_namespace(world.near.uid, socket.SOCK_DGRAM, family) as liar,
-        in_namespace(world.sibling.uid, socket.SOCK_DGRAM, family) as server,
-    ):
-        server.bind((address(world.sibling, version), 5000))
-        honest.bind((address(world.near, version), 0))
-        liar.bind((borrowed, 0))
-        liar.sendto(b"borrowed", server.getsockname()[:2])
-        honest.sendto(b"own", server.getsockname()[:2])
-        assert server.recv(16) == b"own"
-        server.settimeout(SILENCE_SECONDS)
-        with pytest.raises(TimeoutError):
-            server.recv(16)
+    """The stranger takes the address of a silent sibling, which may reach `near`, and knows `near`'s MAC already."""
+    taken = address(world.sibling, version)
+    world.node.run("ip", "link", "set", "eth0", "down", space=world.sibling.uid)
+    assume(world.node, world.stranger, taken)
+    there = address(world.near, version)
+    neighbour = (there, "lladdr", world.near.mac, "dev", "eth0")
+    world.node.run("ip", "neigh", "replace", *neighbour, space=world.stranger.uid)
+    with world.node.receive(world.near.uid, there, PORT) as server:
+        assert not world.node.delivers(world.stranger.uid, taken, server)
+        await world.firewall.remove()
+        assert world.node.delivers(world.stranger.uid, taken, server)
 
 
 @BOTH_VERSIONS
@@ -264,6 +260,28 @@ async def test_nobody_is_believed_to_have_another_s_address(world: World, versio
         await world.firewall.remove()
         forget_neighbours(world.node, world.node.name, BRIDGE)
         world.node.connect(world.node.name, taken, PORT + 2).close()
+
+
+async def test_a_forged_answer_about_a_neighbour_is_not_believed(world: World) -> None:
+    """Sent from the stranger's own address, about the sibling's: what the source alone does not give away."""
+    taken = address(world.sibling, 6)
+    world.node.connect(world.node.name, taken, PORT).close()
+    option = bytes([2, 1]) + bytes.fromhex(world.stranger.mac.replace(":", ""))
+    forged = bytes([136, 0, 0, 0, 0x60, 0, 0, 0]) + ip_address(taken).packed + option
+    with in_namespace(world.stranger.uid, socket.SOCK_RAW, socket.AF_INET6, socket.IPPROTO_ICMPV6) as liar:
+        liar.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+
+        def believed() -> bool:
+            """The node has handled it once it has answered an echo that was sent after it."""
+            liar.sendto(forged, (GATEWAY6, 0))
+            liar.sendto(bytes([128, 0, 0, 0, 0, 1, 0, 1]), (GATEWAY6, 0))
+            while liar.recv(256)[0] != 129:
+                pass
+            return world.stranger.mac in world.node.run("ip", "-6", "neigh", "show", taken)
+
+        assert not believed()
+        await world.firewall.remove()
+        assert believed()
 
 
 async def test_a_borrowed_mac_is_not_learnt(world: World) -> None:

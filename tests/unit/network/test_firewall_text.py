@@ -91,10 +91,10 @@ def listed(*objects: dict[str, object]) -> str:
 
 def chain(name: str, *rules: list[object], handle: int = 1) -> list[dict[str, object]]:
     at = {"family": "inet", "table": "t"}
-    return [
-        {"chain": {**at, "name": name, "handle": handle}},
-        *({"rule": {**at, "chain": name, "handle": handle + n, "expr": rule}} for n, rule in enumerate(rules, 1)),
-    ]
+    shown: list[dict[str, object]] = [{"chain": {**at, "name": name, "handle": handle}}]
+    for number, rule in enumerate(rules, handle + 1):
+        shown.append({"rule": {**at, "chain": name, "handle": number, "expr": rule}})
+    return shown
 
 
 def owners(*elements: object) -> dict[str, object]:
@@ -148,7 +148,7 @@ def test_a_template_s_chain_becomes_that_of_every_namespace() -> None:
 
 
 def test_elements_of_every_form_are_read() -> None:
-    sets = [
+    sets: list[dict[str, object]] = [
         {"set": {"family": "bridge", "table": "t", "name": name, "type": "x", "elem": elements}}
         for name, elements in (
             ("macs", [{"concat": ["veth0", "02:00:00:00:00:0a"]}]),
