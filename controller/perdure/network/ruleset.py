@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable
 from enum import StrEnum
+from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
 
@@ -103,8 +104,9 @@ def deleted(rules: NetworkRules, elements: Iterable[Element]) -> str:
     return _elements("delete", rules, elements)
 
 
+@lru_cache(maxsize=4096)
 def elements_of(member: Member) -> frozenset[Element]:
-    """What the presence of one member adds."""
+    """What the presence of one member adds. Remembered, as each verification asks for everybody's."""
     chain = namespace_chain(member.namespace)
     bridge, port = Family.BRIDGE, member.port
     found = {Element(bridge, "ports", (port,)), Element(bridge, "macs", (port, member.mac))}

@@ -172,29 +172,35 @@ class Node:
             raise
         return client
 
-    def delivers(self, space: str, source: str, server: socket.socket) -> bool:
+    def delivers(self, space: str, source: str, server: socket.socket, seconds: float = WAIT_SECONDS) -> bool:
         """Whether a datagram from `source` in `space` arrives at `server`, and bears that address."""
         with in_namespace(space, socket.SOCK_DGRAM, server.family) as client:
             client.bind((source, 0))
             client.sendto(b"hello", server.getsockname()[:2])
-        server.settimeout(SILENCE_SECONDS)
+        server.settimeout(seconds)
         try:
             _, peer = server.recvfrom(16)
         except TimeoutError:
             return False
         return bool(peer[0] == source)
 
+    def loses(self, space: str, source: str, server: socket.socket) -> bool:
+        """Whether nothing comes of what `delivers` sends."""
+        return not self.delivers(space, source, server, SILENCE_SECONDS)
+
     def receive(self, space: str, address: str, port: int) -> socket.socket:
         server = in_namespace(space, socket.SOCK_DGRAM, family_of(address))
         server.bind((address, port))
         return server
 
-    def reaches(self, space: str, address: str, port: int) -> bool:
+    def reaches(self, space: str, address: str, port: int, seconds: float = WAIT_SECONDS) -> bool:
         """Whether a TCP connection opens. A refusal counts as reaching: somebody answered."""
         try:
-            self.connect(space, address, port, SILENCE_SECONDS).close()
-        except TimeoutError:
-            return False
-        except ConnectionRefusedError:
-            return True
+            self.connect(space, address, port, seconds).close()
+        except OSError as error:
+            return isinstance(error, ConnectionRefusedError)
         return True
+
+    def is_silent(self, space: str, address: str, port: int) -> bool:
+        """Whether nobody answers."""
+        return not self.reaches(space, address, port, SILENCE_SECONDS)
