@@ -18,6 +18,7 @@ from typing import Self
 
 import msgspec
 
+from perdure.network.cni.child import Child
 from perdure.network.cni.documents import Malformed, decode
 from perdure.network.cni.errors import Execution, PluginError, PluginFault
 
@@ -25,8 +26,8 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where plugins find iptables, nft and the like."""
 MAX_OUTPUT_BYTES = 1024 * 1024
 KEPT_ERROR_BYTES = 2048
-REAP_SECONDS = 5.0
-"""A killed process is gone at once, unless the kernel holds it in an uninterruptible call."""
+PIPE_BYTES = 65536
+"""The capacity of a pipe (pipe(7)): one read empties it."""
 
 
 class _ErrorMembers(msgspec.Struct):
@@ -59,10 +60,10 @@ class Runner:
         command = (*self.launcher, str(path))
         with _Output(MAX_OUTPUT_BYTES) as output, _Output(KEPT_ERROR_BYTES) as errors, _readable(document) as given:
             try:
-                process = await _start(command, self._environment(execution), given, output.writer, errors.writer)
+                child = Child(command, self._environment(execution), given, output.writer, errors.writer)
             except OSError as error:
                 raise _not_started(execution, command[0], error) from error
-            status = await self._wait(execution, process, output)
+            status = await self._wait(execution, child, output)
             output.read()
             errors.read()
             return _understood(execution, status, output, errors)
@@ -96,22 +97,22 @@ class Runner:
             "CNI_PATH": os.pathsep.join(map(str, self.plugin_dirs)),
         }
 
-    async def _wait(self, execution: Execution, process: asyncio.subprocess.Process, output: _Output) -> int:
-        """The exit status of a process that ended by itself; another is killed first. Raises `PluginError`."""
-        ending = asyncio.ensure_future(process.wait())
+    async def _wait(self, execution: Execution, child: Child, output: _Output) -> int:
+        """The exit status of a plugin that ended by itself; another is killed first. Raises `PluginError`."""
+        ending = asyncio.ensure_future(child.ended.wait())
         flood = asyncio.ensure_future(output.overflowing.wait())
         try:
             await asyncio.wait((ending, flood), timeout=self.deadline_seconds, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
-                return ending.result()
+                return child.status()
             if flood.done():
                 raise _too_much(execution)
             text = f"it did not end within {self.deadline_seconds:g} s and was killed"
             raise PluginError(execution, PluginFault.TIMED_OUT, text, advice="a DEL cleans up before the next try")
         finally:
+            ending.cancel()
             flood.cancel()
-            if not ending.done():
-                await _kill(process.pid, ending)
+            await child.close()
 
 
 class _Output:
@@ -140,7 +141,7 @@ class _Output:
     def read(self) -> None:
         """Take what is in the pipe now."""
         try:
-            self._kept += os.read(self._reader, MAX_OUTPUT_BYTES)
+            self._kept += os.read(self._reader, PIPE_BYTES)
         except BlockingIOError:
             return
         if len(self._kept) > self._limit:
@@ -166,34 +167,6 @@ def _readable(document: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-async def _start(
-    command: tuple[str, ...], environment: dict[str, str], stdin: int, stdout: int, stderr: int
-) -> asyncio.subprocess.Process:
-    """Raises `OSError`. Cancelled between fork and return: what was started is killed."""
-    starting = asyncio.ensure_future(
-        asyncio.create_subprocess_exec(
-            *command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, start_new_session=True, cwd="/"
-        )
-    )
-    try:
-        return await asyncio.shield(starting)
-    except asyncio.CancelledError:
-        with contextlib.suppress(OSError):  # then nothing was started
-            process = await starting
-            await _kill(process.pid, asyncio.ensure_future(process.wait()))
-        raise
-
-
-async def _kill(pid: int, ending: asyncio.Future[int]) -> None:
-    """Kill the process group that `pid` leads, and wait until its leader is reaped or the kernel holds on to it.
-
-    A child that made a session of its own escapes this; none of the known plugins does.
-    """
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-    await asyncio.wait((ending,), timeout=REAP_SECONDS)
 
 
 def _understood(execution: Execution, status: int, output: _Output, errors: _Output) -> bytes:
