@@ -22,6 +22,8 @@ from rig.progress import run
 TEMPORARY_FOLDERS = (Path("/tmp"), Path("/var/tmp"), Path("/run"), Path("/dev/shm"), RUN_ROOT)
 SETTLE_SECONDS = 15.0
 SYSTEMD_UNIT = re.compile(r"\.(slice|scope|service|mount|swap|socket)$")
+EMPTY_TABLE = re.compile(r"\*|COMMIT$|:[A-Z]+ ACCEPT")
+"""What iptables-save shows of a table that somebody has looked into: built-in chains that let everything pass."""
 COUNTERS = re.compile(r" ?\[[0-9]+:[0-9]+\]")
 RUN_VARIABLE = "PERDURE_TEST_RUN"
 """Set for everything that a test run starts, so that its processes are known by their environment."""
@@ -117,8 +119,9 @@ def settled_leaks(
 
 
 def _mounts() -> list[str]:
+    """All but the folder of named network namespaces itself, which ip-netns(8) mounts once and leaves."""
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    return [line.split()[4] for line in lines]
+    return [target for line in lines if (target := line.split()[4]) != "/run/netns"]
 
 
 def _firewall_rules() -> list[str]:
@@ -128,7 +131,7 @@ def _firewall_rules() -> list[str]:
         program = shutil.which(command, path="/usr/sbin:/sbin:/usr/bin")
         if program is not None and os.geteuid() == 0:
             for line in run([program], timeout=30).splitlines():
-                if not line.startswith("#"):
+                if not (line.startswith("#") or EMPTY_TABLE.match(line)):
                     rules.append(f"{command}: {COUNTERS.sub('', line)}")
     nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin")
     if nft is not None and os.geteuid() == 0:

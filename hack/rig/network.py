@@ -132,8 +132,9 @@ def _forget_rules(command: str, comment: str) -> None:
     for line in lines:
         if comment in line and line.startswith("-A "):
             _run(command, "-t", "nat", *_words(line.replace("-A ", "-D ", 1)))
-    chains = {match[1] for line in lines if comment in line and (match := re.search(r"-j (CN-[0-9A-Za-z-]+)", line))}
-    for chain in sorted(chains):
+    jumps = (re.search(r"-j (CNI?-[0-9A-Za-z-]+)", line) for line in lines if comment in line)
+    chains = {match[1] for match in jumps if match is not None}
+    for chain in sorted(chains - set(SHARED_CHAINS)):
         _run(command, "-t", "nat", "-F", chain)
         _run(command, "-t", "nat", "-X", chain)
     left = _run(f"{command}-save", "-t", "nat").splitlines()

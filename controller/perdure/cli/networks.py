@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.settings import NodeSettings
 from perdure.network.attachments import Attachments
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
-from perdure.network.isolation import Isolation
+from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import Obstacles
@@ -19,6 +20,9 @@ from perdure.network.upkeep import Upkeep
 
 PLUGIN_SECONDS = 30.0
 """Deadline of one plugin; the slowest of the reference plugins takes 0.3 s on an idle machine."""
+
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+"""A plugin of a killed agent must not go on adding what the next agent is taking away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +41,18 @@ async def open_networks(
     names = folder / "netns"
     attachments = Attachments(folder / "attached")
     await asyncio.to_thread(attachments.load)
-    client = CniClient(node.cni_bin_dirs, folder, PLUGIN_SECONDS)
-    isolation = Isolation(installation, attachments)
+    client = CniClient(node.cni_bin_dirs, folder, PLUGIN_SECONDS, ENDS_WITH_US)
+    open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
+    isolation = Isolation(installation, attachments, open_ports)
     obstacles = Obstacles(attachments, folder / "results", known)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
     cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
-    upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake)
+    upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)
     return Networks(NodeSandbox(LoopbackSandbox(node.run_dir), cni), upkeep)
+
+
+def _resolv_conf() -> str:
+    try:
+        return Path("/etc/resolv.conf").read_text()
+    except FileNotFoundError:
+        return ""

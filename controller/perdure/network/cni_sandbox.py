@@ -92,7 +92,7 @@ class CniSandbox:
     # ------------------------------------------------------------------------------------------ the port
 
     async def observe(self, ref: RuntimeRef) -> Certain[SandboxFacts]:
-        path = self._path(ref)
+        path = self._path(ref.uid)
         try:
             found = await asyncio.to_thread(netns.state, path)
         except OSError as error:
@@ -100,13 +100,13 @@ class CniSandbox:
         return Present(self._facts(ref)) if found is NameState.MOUNTED else Absent()
 
     async def create(self, plan: SandboxPlan) -> SandboxFacts:
-        path = self._path(plan.ref)
+        path = self._path(plan.ref.uid)
         try:
             if plan.pid is not None:
                 await asyncio.to_thread(netns.adopt, path, plan.pid)
             else:
                 # A new namespace holds nothing: what is attached of an older one is gone with it.
-                await self._detach(plan.ref)
+                await self._detach(plan.ref.uid)
                 await asyncio.to_thread(netns.create, path)
         except OSError as error:
             raise SandboxFailed(
@@ -134,12 +134,16 @@ class CniSandbox:
         return self._facts(plan.ref)
 
     async def remove(self, ref: RuntimeRef) -> None:
+        await self.discard(ref.uid)
+
+    async def discard(self, uid: Uid) -> None:
+        """`remove` by uid alone, for what is left of a life that is on no record. Raises `SandboxFailed`."""
         try:
-            await self._isolation.expel(ref.uid)
-            await self._detach(ref)
-            await asyncio.to_thread(netns.remove, self._path(ref))
+            await self._isolation.expel(uid)
+            await self._detach(uid)
+            await asyncio.to_thread(netns.remove, self._path(uid))
         except OSError as error:
-            raise SandboxFailed(f"cannot remove the network namespace of {ref}: {error}") from error
+            raise SandboxFailed(f"cannot remove the network namespace {self._path(uid)}: {error}") from error
 
     async def inventory(self) -> Sequence[Uid]:
         try:
@@ -223,15 +227,15 @@ class CniSandbox:
 
     # ------------------------------------------------------------------------------------------ detaching
 
-    async def _detach(self, ref: RuntimeRef) -> None:
+    async def _detach(self, uid: Uid) -> None:
         """DEL with what was recorded, tolerant and always, also where nothing but a part of it is left."""
-        for record in await self._client.cached_of(ref.uid):
+        for record in await self._client.cached_of(uid):
             if isinstance(record, Record):
-                await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(ref))))
+                await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(uid))))
             else:
-                attachment = Attachment(container_id=ref.uid, netns=await self._netns(ref), ifname=IFNAME)
+                attachment = Attachment(container_id=uid, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
-        await asyncio.to_thread(self._attachments.remove, ref.uid)
+        await asyncio.to_thread(self._attachments.remove, uid)
 
     async def _delete(self, network: Network, attachment: Attachment) -> None:
         await self._twice(partial(self._client.delete, network, attachment))
@@ -250,20 +254,20 @@ class CniSandbox:
             else:
                 return
 
-    async def _netns(self, ref: RuntimeRef) -> str:
+    async def _netns(self, uid: Uid) -> str:
         """Its path for a DEL; empty where the namespace is gone."""
-        path = self._path(ref)
+        path = self._path(uid)
         found = await asyncio.to_thread(netns.state, path)
         return str(path) if found is NameState.MOUNTED else ""
 
     # ------------------------------------------------------------------------------------------ facts
 
-    def _path(self, ref: RuntimeRef) -> Path:
-        return self.settings.names / ref.uid
+    def _path(self, uid: Uid) -> Path:
+        return self.settings.names / uid
 
     def _facts(self, ref: RuntimeRef) -> SandboxFacts:
         attached, damage = self._attachments.get(ref.uid), self._attachments.damages.get(ref.uid)
-        path = str(self._path(ref))
+        path = str(self._path(ref.uid))
         if attached is None:
             return SandboxFacts(path, NetworkMode.CNI, attached=False)
         return SandboxFacts(
@@ -280,7 +284,7 @@ class CniSandbox:
         dns = plan.spec.network.dns
         return Attachment(
             container_id=plan.ref.uid,
-            netns=str(self._path(plan.ref)),
+            netns=str(self._path(plan.ref.uid)),
             ifname=IFNAME,
             capabilities=Capabilities(
                 port_mappings=tuple(

@@ -7,8 +7,9 @@ bridge with addresses from `host-local` has no firewall of ours: its own plugins
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterable
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import structlog
 
@@ -24,17 +25,42 @@ from perdure.reconcile.ports.errors import SandboxFailed
 
 log = structlog.get_logger(__name__)
 
-OPEN_PORTS = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
-"""Of the node: a resolver, where its resolv.conf names the node itself."""
+RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
+"""Of the node, opened where its runtimes are told to ask the node itself for names."""
 
 
-def rules_of(installation: InstallationId, network: Network) -> NetworkRules | None:
+def resolver_is_here(resolv_conf: str) -> bool:
+    """Whether a name server of the node's resolv.conf is an address of the node that its runtimes can reach."""
+    for line in resolv_conf.splitlines():
+        words = line.split()
+        if len(words) < 2 or words[0] != "nameserver":
+            continue
+        try:
+            address = ip_address(words[1].partition("%")[0])
+        except ValueError:
+            continue
+        if not address.is_loopback and _is_ours(address):
+            return True
+    return False
+
+
+def _is_ours(address: IPv4Address | IPv6Address) -> bool:
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError:
+            return False
+    return True
+
+
+def rules_of(installation: InstallationId, network: Network, open_ports: frozenset[NodePort]) -> NetworkRules | None:
     """What the firewall is made from; None for a network whose traffic does not pass a bridge of this node.
     Raises `ValueError` for subnets or names that are none."""
     there = bridged(network)
     if there is None:
         return None
-    return NetworkRules(installation, there.network, there.bridge, there.subnets, OPEN_PORTS)
+    return NetworkRules(installation, there.network, there.bridge, there.subnets, open_ports)
 
 
 class Isolation:
@@ -44,8 +70,10 @@ class Isolation:
         self,
         installation: InstallationId,
         attachments: Attachments,
+        open_ports: frozenset[NodePort] = frozenset(),
         firewall: Callable[[NetworkRules], Firewall] = Firewall,
     ) -> None:
+        self._open_ports = open_ports
         self._installation = installation
         self._attachments = attachments
         self._make = firewall
@@ -56,7 +84,7 @@ class Isolation:
     async def use(self, network: Network) -> None:
         """From now on the firewall of `network`, with everybody on it who is on record. Raises `SandboxFailed`."""
         try:
-            rules = rules_of(self._installation, network)
+            rules = rules_of(self._installation, network, self._open_ports)
         except ValueError as error:
             raise SandboxFailed(
                 f"the firewall cannot be made for network {network.name}: {error}; correct its configuration",

@@ -87,6 +87,22 @@ def names(folder: Path) -> list[str]:
         return []
 
 
+def is_inhabited(path: Path) -> bool:
+    """Whether any process lives in the namespace of that name. Raises `OSError` where that cannot be told."""
+    try:
+        wanted = path.stat().st_ino
+    except FileNotFoundError:
+        return False
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if (process / "ns/net").stat().st_ino == wanted:
+                    return True
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended meanwhile
+    return False
+
+
 def remove(path: Path) -> None:
     """Take the name away; the namespace goes with its last process. Nothing there: nothing. Raises `OSError`."""
     while state(path) is NameState.MOUNTED:

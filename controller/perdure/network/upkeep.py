@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from perdure.api.names import Uid
-from perdure.network import inspection
+from perdure.network import inspection, netns
 from perdure.network.attachments import Attached, Attachments, Damage
 from perdure.network.cni.attachment import Attachment
 from perdure.network.cni.client import CniClient
@@ -37,9 +37,10 @@ SWEEP_EVERY = 4
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Upkeep:
-    """`names`: the folder of network namespaces; `wake`: have the loop look at a runtime."""
+    """`names`: the folder of network namespaces; `wake`: have the loop look at a runtime; `known`: uids that may have a
+    network here, from the journal."""
 
     sandbox: CniSandbox
     client: CniClient
@@ -48,7 +49,9 @@ class Upkeep:
     obstacles: Obstacles
     names: Path
     wake: Callable[[Uid], None]
+    known: Callable[[], frozenset[Uid]]
     launcher: Launcher = ()
+    _strangers: frozenset[Uid] = frozenset()
 
     async def run(self) -> None:
         """Until cancelled. What cannot be looked at now is looked at next time."""
@@ -58,7 +61,7 @@ class Upkeep:
                 network = await self.sandbox.network()
                 await self.look(network)
                 if looks % SWEEP_EVERY == 0:
-                    await self.obstacles.sweep(network)
+                    await self.sweep(network)
                 looks += 1
             except SandboxFailed as error:
                 log.warning("network_not_looked_after", error=str(error))
@@ -90,6 +93,24 @@ class Upkeep:
             return []
         rules = await run("reading the port rules", "iptables-save", "-t", "nat", launcher=self.launcher)
         return [one.ref.uid for one in published if one.ref.uid not in rules]
+
+    async def sweep(self, network: Network) -> None:
+        """Take away what is left of runtimes that are on no record, once a second look confirms it and nothing lives in
+        it: a record may be lost while its runtime runs. Raises `SandboxFailed`."""
+        strangers = frozenset(await self.sandbox.inventory()) - self.known()
+        for uid in strangers & self._strangers:
+            if await self._is_inhabited(uid):
+                continue
+            log.warning("network_of_nobody", uid=uid, network=network.name)
+            await self.sandbox.discard(uid)
+        self._strangers = strangers
+        await self.obstacles.sweep(network)
+
+    async def _is_inhabited(self, uid: Uid) -> bool:
+        try:
+            return await asyncio.to_thread(netns.is_inhabited, self.names / uid)
+        except OSError as error:
+            raise SandboxFailed(f"cannot see whether anything lives in {self.names / uid}: {error}") from error
 
     async def _checked(self, network: Network, attached: Attached) -> Damage | None:
         """What the plugins say of one that looks damaged: they alone know how their rules look."""
