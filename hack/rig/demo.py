@@ -9,10 +9,12 @@ import json
 import signal
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rig.clients import Ctr, Kubectl
 from rig.environment import ENGINE_NAMESPACE, Environment
@@ -53,6 +55,7 @@ class Story:
             "On a kube-apiserver, a containerd and a PostgreSQL that were started for this, and are real."
         )
         self._apply()
+        self._talk()
         self._write()
         self._crash()
         self._stop_and_start()
@@ -71,6 +74,18 @@ class Story:
         pid = self._process().pid
         tell.claim(pid > 0, f"containerd runs it as {self._container()}, main process {pid}")
 
+    def _talk(self) -> None:
+        tell = self.narrator
+        tell.step("It has an address of its own, and a port of the node leads to it.")
+        server = "mkdir -p /data/www; echo 'hello from ada' > /data/www/index.html; httpd -p 8080 -h /data/www"
+        tell.script(f"{NAME} #", [server])
+        self._run(server)
+        tell.command("kubectl", "get", "br", NAME, "-o", "jsonpath={.status.address} {.status.ports}")
+        address, number = self._address()
+        for host, port in ((address, 8080), ("127.0.0.1", number)):
+            said = self._fetch(host, port)
+            tell.claim(said == "hello from ada", f"http://{host}:{port}/ answers: {said}", said)
+
     def _write(self) -> None:
         tell = self.narrator
         tell.step("It writes: data, a program, a dotfile; and it removes a file of the image.")
@@ -87,6 +102,7 @@ class Story:
 
     def _crash(self) -> None:
         tell, before = self.narrator, self._process()
+        address, _ = self._address()
         tell.step("Its main process is killed.")
         tell.command("kill", "-9", str(before.pid))
         began = time.monotonic()
@@ -95,6 +111,7 @@ class Story:
         tell.command("kubectl", "wait", "--for=jsonpath={.status.restarts}=1", f"br/{NAME}", "--timeout=60s")
         self._wait_ready()
         status = self._object()["status"]
+        tell.claim(status["address"] == address, f"its address is {address} still", status["address"])
         tell.claim(
             status["lastExit"].get("signal") == 9,
             f"process {self._process().pid} runs, seen {took:.1f} s after the kill; 1 restart, last exit by signal 9",
@@ -128,7 +145,7 @@ class Story:
             f"RuntimeArchive name: {found[:16]}",
             told,
         )
-        self._no_traces("container, snapshot, lease, network namespace and logs are gone")
+        self._no_traces("container, snapshot, lease, network, address and logs are gone")
 
     def _apply_again(self) -> None:
         tell = self.narrator
@@ -208,6 +225,11 @@ class Story:
         found: dict[str, dict[str, dict[str, object]]] = self._kubectl.get("br", NAME)
         return found
 
+    def _address(self) -> tuple[str, int]:
+        """Its address, and the port of the node that leads to it."""
+        status: dict[str, Any] = self._object()["status"]
+        return str(status["address"]), int(status["ports"][0]["hostPort"])
+
     def _uid(self) -> str:
         return str(self._object()["metadata"]["uid"])
 
@@ -241,6 +263,15 @@ class Story:
         text = seen.read_text()
         seen.unlink()
         return text
+
+    def _fetch(self, host: str, port: int) -> str:
+        """The body that an HTTP server answers with. Raises ClaimError where nobody does."""
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}/", timeout=10) as answer:
+                body: bytes = answer.read()
+        except OSError as error:
+            raise ClaimError(f"not so: somebody answers on {host}:{port}; seen: {error}") from error
+        return body.decode().strip()
 
     def _wait(self, condition: Callable[[], bool], what: str, seen: Callable[[], str] = str) -> None:
         try:

@@ -224,7 +224,7 @@ class Agency:
         )
         ledger = FakeControllerLedger(survivors.tables, hook)
         self._binder = Binder(Office(self._everything, ledger, self._known, self.bindings, _candidates))
-        post = Post(engine, self.journal, self.cache, self._cluster, self.guards, self.queue, lambda _: None)
+        post = Post(engine, sandbox, self.journal, self.cache, self._cluster, self.guards, self.queue, lambda _: None)
         self._census = Census(post, NodeDescription(NODE_NAME, NODE_ID, AMOUNTS, AMOUNTS))
 
     def begin(self) -> None:

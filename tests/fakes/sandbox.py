@@ -11,7 +11,7 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy, network_mode
 from perdure.plan.certainty import Absent, Certain, Present
 from perdure.plan.world import SandboxFacts
-from perdure.reconcile.ports.errors import PortTaken
+from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 
@@ -68,6 +68,9 @@ class FakeSandbox:
         self._state.made.pop(ref.uid, None)
         if self._on_call is not None:
             self._on_call("sandbox.remove", "after")
+
+    async def problem(self) -> SandboxFailed | None:
+        return None
 
     async def inventory(self) -> Sequence[Uid]:
         return tuple(self._state.made)

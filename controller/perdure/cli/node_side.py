@@ -133,7 +133,8 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         on_released=neighbours.on_released,
     )
     census = Census(
-        Post(engine, journal, cache, cluster, guards, queue, process.metrics.orphans.set), _describe(node, node_id)
+        Post(engine, networks.sandbox, journal, cache, cluster, guards, queue, process.metrics.orphans.set),
+        _describe(node, node_id),
     )
     resync = Resync(cluster, cache, process.metrics, _absence_judge(guards, journal, cache))
     side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal)

@@ -70,6 +70,7 @@ class CniSandbox:
         self._attachments = attachments
         self._isolation = isolation
         self._clear = clear
+        self._warnings: tuple[str, ...] = ()
 
     async def is_configured(self) -> bool:
         """Whether runtimes that do not say otherwise get a network. A configuration that is there and wrong counts."""
@@ -87,6 +88,12 @@ class CniSandbox:
             absent = error.fault in (ConfigurationFault.NO_CONFIGURATION, ConfigurationFault.NETWORK_NOT_FOUND)
             reason = Reason.NO_CNI_CONFIGURATION if absent else Reason.CNI_CONFIGURATION_INVALID
             raise SandboxFailed(str(error), reason=reason, of_node=True) from error
+        if loaded.warnings != self._warnings:
+            self._warnings = loaded.warnings
+            for warning in loaded.warnings:
+                log.warning(
+                    "network_configuration", network=loaded.network.name, file=str(loaded.file), warning=warning
+                )
         return loaded.network
 
     # ------------------------------------------------------------------------------------------ the port
@@ -144,6 +151,17 @@ class CniSandbox:
             await asyncio.to_thread(netns.remove, self._path(uid))
         except OSError as error:
             raise SandboxFailed(f"cannot remove the network namespace {self._path(uid)}: {error}") from error
+
+    async def problem(self) -> SandboxFailed | None:
+        try:
+            network = await self.network()
+            await self._client.status(network)
+        except SandboxFailed as error:
+            return None if error.reason is Reason.NO_CNI_CONFIGURATION and self.settings.network is None else error
+        except CniError as error:
+            verdict = classify(error)
+            return None if verdict.action is Action.IGNORE else _failure(error, verdict)
+        return None
 
     async def inventory(self) -> Sequence[Uid]:
         try:

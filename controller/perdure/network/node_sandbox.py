@@ -46,6 +46,9 @@ class NodeSandbox:
         await self._cni.remove(ref)
         await self._loopback.remove(ref)
 
+    async def problem(self) -> SandboxFailed | None:
+        return await self._cni.problem()
+
     async def inventory(self) -> Sequence[Uid]:
         found = await asyncio.gather(self._cni.inventory(), self._loopback.inventory())
         return tuple(sorted({uid for uids in found for uid in uids}))

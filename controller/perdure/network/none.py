@@ -60,6 +60,9 @@ class LoopbackSandbox:
         except OSError as error:
             raise SandboxFailed(f"cannot remove the network namespace of {ref}: {error}") from error
 
+    async def problem(self) -> SandboxFailed | None:
+        return None
+
     async def inventory(self) -> Sequence[Uid]:
         try:
             return tuple(Uid(name) for name in await asyncio.to_thread(netns.names, self._base))

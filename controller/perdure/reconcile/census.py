@@ -23,6 +23,7 @@ from perdure.reconcile.ports.cluster import Cluster, Objects
 from perdure.reconcile.ports.engine import Engine, EngineInfo, Owned
 from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.ports.journal import Journal
+from perdure.reconcile.ports.sandbox import Sandbox
 from perdure.reconcile.queue import KeyedQueue
 
 MAX_LISTED_ORPHANS = 100
@@ -36,6 +37,7 @@ class Post:
     """What the census works with."""
 
     engine: Engine
+    sandbox: Sandbox
     journal: Journal
     objects: Objects
     cluster: Cluster
@@ -105,16 +107,24 @@ class Census:
             engine_version=info.version,
             capacity=self._node.capacity,
             allocatable=self._node.allocatable,
-            conditions=self._conditions(engine_away, orphans),
+            conditions=self._conditions(engine_away, await self._post.sandbox.problem(), orphans),
             runtimes=bound,
             orphans=orphans[:MAX_LISTED_ORPHANS],
         )
 
-    def _conditions(self, engine_away: str | None, orphans: tuple[OrphanEntry, ...]) -> tuple[Condition, ...]:
+    def _conditions(
+        self, engine_away: str | None, network: PortError | None, orphans: tuple[OrphanEntry, ...]
+    ) -> tuple[Condition, ...]:
         freeze = self._post.guards.freeze
         names = ", ".join(f"{orphan.kind}/{orphan.namespace}/{orphan.name}" for orphan in orphans[:5])
         return (
             _condition("Ready", engine_away is None, Reason.ENGINE_UNAVAILABLE, engine_away or ""),
+            _condition(
+                "NetworkReady",
+                network is None,
+                network.reason if network is not None else Reason.AS_EXPECTED,
+                str(network or ""),
+            ),
             _condition(
                 "NoOrphans",
                 not orphans,

@@ -10,6 +10,7 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.runtime import RuntimeSpec
 from perdure.plan.certainty import Certain
 from perdure.plan.world import HostPort, SandboxFacts
+from perdure.reconcile.ports.errors import SandboxFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Sandbox(Protocol):
 
     async def remove(self, ref: RuntimeRef) -> None:
         """Take away the network, then the namespace. Not there: whatever else is left of it."""
+
+    async def problem(self) -> SandboxFailed | None:
+        """Why runtimes of this node that want a network cannot have one now; None where they can, or nobody offers one."""
 
     async def inventory(self) -> Sequence[Uid]:
         """Whoever has something here, whole or in part."""
