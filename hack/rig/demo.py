@@ -111,7 +111,7 @@ class Story:
         tell.command("kubectl", "wait", "--for=jsonpath={.status.restarts}=1", f"br/{NAME}", "--timeout=60s")
         self._wait_ready()
         status = self._object()["status"]
-        tell.claim(status["address"] == address, f"its address is {address} still", status["address"])
+        tell.claim(self._address()[0] == address, f"its address is {address} still", status["address"])
         tell.claim(
             status["lastExit"].get("signal") == 9,
             f"process {self._process().pid} runs, seen {took:.1f} s after the kill; 1 restart, last exit by signal 9",

@@ -22,11 +22,12 @@ COMMAND_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """``identifier``: eight hex digits of the environment."""
+    """``identifier``: eight hex digits of the environment. ``dual_stack``: IPv6 addresses beside those of IPv4."""
 
     directory: Path
     run_directory: Path
     identifier: str
+    dual_stack: bool = False
 
     @property
     def name(self) -> str:
@@ -49,11 +50,15 @@ class Network:
         if file.exists():
             return
         file.parent.mkdir(parents=True, exist_ok=True)
+        subnets, routes = [str(self._free_subnet())], ["0.0.0.0/0"]
+        if self.dual_stack:
+            subnets.append(f"fd00:{self.identifier[:4]}:{self.identifier[4:]}::/64")
+            routes.append("::/0")
         ipam = {
             "type": "host-local",
             "dataDir": str(self.run_directory / "ipam"),
-            "ranges": [[{"subnet": str(self._free_subnet())}]],
-            "routes": [{"dst": "0.0.0.0/0"}],
+            "ranges": [[{"subnet": subnet}] for subnet in subnets],
+            "routes": [{"dst": route} for route in routes],
         }
         bridge = {
             "type": "bridge",

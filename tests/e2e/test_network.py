@@ -1,14 +1,15 @@
 """Networks from a user's chair: ports that lead into runtimes, addresses that stay, who may talk to whom, the way out."""
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.e2e.harness import game_image
-from tests.e2e.harness.machine import Stage
+from tests.e2e.harness.machine import Machine, Stage, standalone
 from tests.e2e.harness.outside import Outside, outside_host
+from tests.e2e.harness.processes import Operator
 from tests.e2e.harness.runtimes import Runtime
 from tests.e2e.harness.waiting import eventually
 
@@ -17,6 +18,13 @@ from rig.clients import Kubectl
 from rig.progress import run
 
 HTTP = ["/bin/sh", "-c", "echo 'a world' > /data/index.html; exec httpd -f -p 8080 -h /data"]
+
+
+@pytest.fixture(scope="module")
+def stage(machine: Machine, new_operator: Callable[..., Operator]) -> Iterator[Stage]:
+    """With IPv6 beside IPv4."""
+    with standalone(machine, new_operator, dual_stack=True) as stage:
+        yield stage
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,3 +211,19 @@ def test_nothing_of_a_network_is_left_of_a_purged_runtime(stage: Stage, kubectl:
     assert any(trace.startswith("network") for trace in stage.site.things_of(web.uid))
     web.delete_and_wait()
     web.wait_nothing_left()
+
+
+def test_ipv6_beside_ipv4(stage: Stage, kubectl: Kubectl) -> None:
+    web = stage.runtime(kubectl, "web", command=HTTP).apply().wait_ready()
+    friend = stage.runtime(kubectl, "friend").apply().wait_ready()
+    assert "." in web.status()["address"], "IPv4 is shown first"
+    listed = web.run("cat /proc/net/if_inet6")
+    (raw,) = (line.split()[0] for line in listed.splitlines() if line.startswith("fd00"))
+    address = ":".join(raw[at : at + 4] for at in range(0, 32, 4))
+    fetch = f"printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 8080 || echo refused"
+    eventually(lambda: friend.run(fetch), "it answers on IPv6", lambda said: "a world" in said)
+    gateway = run(
+        ["ip", "-6", "-o", "address", "show", "dev", stage.site.network.bridge, "scope", "global"], timeout=20
+    )
+    said = web.run(f"nc -w 2 {gateway.split()[3].partition('/')[0]} 22 < /dev/null && echo open || echo shut")
+    assert said.strip() == "shut"

@@ -1,6 +1,6 @@
 """Many runtimes at once: bursts of starts, API writes per start, an idle minute, a restart of the agent.
 
-Called by ``rig.bench.start``.
+Called by ``rig.bench.start``, and ``rig.bench.networked`` for the bursts.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ async def burst(stage: Stage, size: int, rounds: int) -> list[Row]:
     writes: Counter[str] = Counter()
     for i in range(rounds):
         say(f"    burst of {size}: round {i + 1} of {rounds}")
-        seconds, used, written = await _burst_of_ours(stage, size)
+        seconds, used, written = await burst_of_ours(stage, size)
         ours, writes = ours + seconds, writes + written
         for part, share in used.items():
             cpu[part] = cpu.get(part, 0.0) + share
-        before, client = stage.accounts.seconds(), _children_seconds()
+        before, client = stage.accounts.seconds(), children_seconds()
         began = time.perf_counter()
         containers = await asyncio.gather(*(ctr.run() for _ in range(size)))
         theirs += time.perf_counter() - began
-        ctr_cpu += spent(before, stage.accounts.seconds())["engine"] + _children_seconds() - client
+        ctr_cpu += spent(before, stage.accounts.seconds())["engine"] + children_seconds() - client
         for container, _ in containers:
             await ctr.remove(container)
     starts, common = size * rounds, notes(stage)
@@ -66,11 +66,11 @@ async def burst(stage: Stage, size: int, rounds: int) -> list[Row]:
     return [rate, written_each, total, *cpu_rows(f"burst of {size}", cpu, starts, common, Goal(25.0))]
 
 
-async def _burst_of_ours(stage: Stage, size: int) -> tuple[float, dict[str, float], Counter[str]]:
+async def burst_of_ours(stage: Stage, size: int, **spec: object) -> tuple[float, dict[str, float], Counter[str]]:
     """Seconds from the first POST to the last Ready; CPU seconds by part and API writes until all printed their line."""
     written = apimetrics.writes(await stage.cluster.metrics())
     before, began = stage.accounts.seconds(), time.perf_counter()
-    subjects = await asyncio.gather(*(Subject.create(stage) for _ in range(size)))
+    subjects = await asyncio.gather(*(Subject.create(stage, **spec) for _ in range(size)))
     ready = await asyncio.gather(*(subject.ready(began) for subject in subjects))
     await asyncio.gather(*(subject.spoke() for subject in subjects))
     cpu = spent(before, stage.accounts.seconds())
@@ -195,6 +195,7 @@ def _resident_mib(pid: int) -> float:
     return int(fields[0]) / 1024
 
 
-def _children_seconds() -> float:
+def children_seconds() -> float:
+    """CPU seconds of all child processes of the benchmark itself that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -1,22 +1,24 @@
 """Who does the same work without Perdure: ``ctr``, and our own engine adapter without a loop or an API.
 
-Both on the stage's containerd, with the same image and limits, seccomp on, and a network namespace of their own with
-nothing in it but loopback. Called by the benchmarks.
+Both on the stage's containerd, with the same image and limits, seccomp on, and a network namespace of their own, with
+nothing in it but loopback where nothing else is asked for. Called by the benchmarks.
 """
 
 import asyncio
 import time
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from perdure.api.names import InstallationId, Kind, NamespaceUid, RuntimeRef, Uid
+from perdure.api.names import InstallationId, Kind, NamespaceUid, RuntimeRef, SnapshotKey, Uid
+from perdure.api.network import Network, NetworkMode
 from perdure.api.runtime import PullPolicy, ResourceLimits, Resources, RuntimeSpec
 from perdure.engine.containerd import ContainerdEngine, ContainerdSettings
 from perdure.network.none import LoopbackSandbox
-from perdure.plan.world import Workspace
-from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv
-from perdure.reconcile.ports.sandbox import SandboxPlan
+from perdure.plan.world import HostPort, Workspace
+from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv, nothing_more
+from perdure.reconcile.ports.sandbox import Sandbox, SandboxPlan
 from rig.bench.cluster import BenchmarkError
 from rig.bench.stage import IMAGE, MEMORY_MIB, Stage, spoke
 from rig.environment import Environment
@@ -41,8 +43,8 @@ class Ctr:
         (environment.directory / "ctr-logs").mkdir(exist_ok=True)
         return cls(environment)
 
-    async def run(self) -> tuple[str, float]:
-        """``ctr run -d``; the container's id, and seconds."""
+    async def run(self, netns: Path | None = None) -> tuple[str, float]:
+        """``ctr run -d``, in a network namespace that is there or in one that runc makes; the container's id, and seconds."""
         container = f"c-{uuid.uuid4().hex[:12]}"
         engine = self.environment.engine
         # fmt: off
@@ -50,7 +52,8 @@ class Ctr:
             "run", "-d", "--snapshotter", "overlayfs", "--seccomp",
             "--memory-limit", str(MEMORY_MIB << 20), "--cpus", "1",
             "--runc-root", str(engine.runc_root), "--cgroup", f"{engine.cgroup_parent}/{container}",
-            "--log-uri", f"file://{self.log(container)}", IMAGE, container,
+            "--log-uri", f"file://{self.log(container)}",
+            *(("--with-ns", f"network:{netns}") if netns is not None else ()), IMAGE, container,
         )
         # fmt: on
         return container, seconds
@@ -90,6 +93,16 @@ class Ctr:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """How a runtime comes to its network. ``serial``: the network first, then the container; else both at a time."""
+
+    sandbox: Sandbox
+    mode: NetworkMode = NetworkMode.NONE
+    ports: tuple[HostPort, ...] = ()
+    serial: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class BareEngine:
     """Our engine adapter, called straight: sandbox, workspace, container, task."""
 
@@ -116,24 +129,17 @@ class BareEngine:
     async def close(self) -> None:
         await self.engine.close()
 
-    async def start_and_remove(self) -> float:
+    async def start_and_remove(self, way: Way | None = None) -> float:
         """Seconds from nothing to a started task; it is removed again before this returns."""
+        way = way or Way(self.sandbox)
         ref = RuntimeRef(
             Kind.BOT, "bench", uuid.uuid4().hex[:12], Uid(str(uuid.uuid4())), NamespaceUid(str(uuid.uuid4()))
         )
         key = ref.snapshot_key(1)
         limits = ResourceLimits(cpu="1", memory=f"{MEMORY_MIB}Mi")
-        spec = RuntimeSpec(image=IMAGE, resources=Resources(limits=limits))
+        spec = RuntimeSpec(image=IMAGE, resources=Resources(limits=limits), network=Network(mode=way.mode))
         began = time.perf_counter()
-        image = await self.engine.ensure_image(IMAGE, PullPolicy.IF_NOT_PRESENT)
-        facts, _ = await asyncio.gather(
-            self.sandbox.create(SandboxPlan(ref, spec)),
-            self.engine.prepare_workspace(ref, Workspace(key, 1, image.name, image.digest, image.chain_id)),
-        )
-        env = ResolvedEnv(())
-        plan = ContainerPlan(ref, ref.container_id, key, image, spec, "bench", env, facts.netns, restricted=False)
-        await self.engine.create_container(plan)
-        await self.engine.start_task(ref.container_id, key)
+        await self._start(SandboxPlan(ref, spec, way.ports), key, way)
         seconds = time.perf_counter() - began
         await self.engine.signal_task(ref.container_id, "SIGKILL")
         if not await self.engine.wait_task(ref.container_id, KILL_SECONDS):
@@ -141,9 +147,26 @@ class BareEngine:
         await self.engine.delete_task(ref.container_id)
         await self.engine.remove_container(ref.container_id)
         await self.engine.remove_workspace(key)
-        await self.sandbox.remove(ref)
+        await way.sandbox.remove(ref)
         await self.engine.forget(ref)
         return seconds
+
+    async def _start(self, plan: SandboxPlan, key: SnapshotKey, way: Way) -> None:
+        ref = plan.ref
+        image = await self.engine.ensure_image(IMAGE, PullPolicy.IF_NOT_PRESENT)
+        workspace = Workspace(key, 1, image.name, image.digest, image.chain_id)
+        if way.serial:
+            facts = await way.sandbox.create(plan)
+            await way.sandbox.attach(plan)
+            await self.engine.prepare_workspace(ref, workspace)
+        else:
+            facts, _ = await asyncio.gather(way.sandbox.create(plan), self.engine.prepare_workspace(ref, workspace))
+        env = ResolvedEnv(())
+        await self.engine.create_container(
+            ContainerPlan(ref, ref.container_id, key, image, plan.spec, "bench", env, facts.netns, restricted=False)
+        )
+        attach = nothing_more if way.serial else partial(way.sandbox.attach, plan)
+        await self.engine.start_task(ref.container_id, key, attach)
 
 
 async def _import_image(environment: Environment, namespace: str) -> None:

@@ -1,6 +1,6 @@
 """Where the milliseconds go, step by step, in a start, a restart after a crash, a resume and a purge.
 
-``hack/bench start --profile`` puts what its user saw (answers, watch events, the first line of output) and what the
+``hack/bench NAME --profile`` puts what its user saw (answers, watch events, the first line of output) and what the
 processes log at DEBUG on one axis; what stands between two of them is waiting, looking and planning. The reading of
 lines and the rendering are pure.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from rig.bench.cluster import Seen
+from rig.bench.cluster import Json, Seen
 from rig.bench.results import Row, columns, percentile
 from rig.bench.stage import Stage, Subject
 from rig.progress import say
@@ -104,13 +104,13 @@ def _in_order(spans: Iterable[Span]) -> list[tuple[str, list[Span]]]:
     return sorted(by_name.items(), key=lambda item: (percentile([span.begin for span in item[1]], 50), item[0]))
 
 
-async def profile(stage: Stage, n: int) -> dict[str, list[Span]]:
-    """``n`` lives, one at a time; Perdure must run with its log at DEBUG."""
+async def profile(stage: Stage, n: int, spec: Json) -> dict[str, list[Span]]:
+    """``n`` lives, one at a time, with these fields of the spec; Perdure must run with its log at DEBUG."""
     told = {chapter: Told() for chapter in CHAPTERS}
     for i in range(n):
         if i % max(1, n // 10) == 0:
             say(f"    lives: {i} of {n}")
-        await _live_once(stage, told)
+        await _live_once(stage, told, spec)
     for daemon in stage.processes:
         lines = daemon.log.read_text(errors="replace").splitlines()
         for chapter in told.values():
@@ -118,8 +118,8 @@ async def profile(stage: Stage, n: int) -> dict[str, list[Span]]:
     return {chapter: seen.spans for chapter, seen in told.items()}
 
 
-async def _live_once(stage: Stage, told: Mapping[str, Told]) -> None:
-    subject = await Subject.create(stage)
+async def _live_once(stage: Stage, told: Mapping[str, Told], spec: Json) -> None:
+    subject = await Subject.create(stage, **spec)
     lines = {"start": 1, "kill -9": 2, "resume": 3}
     for chapter in CHAPTERS:
         # What is told of one chapter ends where the next begins, so that what follows its goal is in it, too.

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +31,7 @@ MEMORY_MIB = 64
 SPEC: Json = {
     "image": IMAGE,
     "deletionPolicy": "Purge",
+    "network": {"mode": "none"},
     "resources": {"requests": {"cpu": "10m", "memory": "32Mi"}, "limits": {"cpu": "1", "memory": f"{MEMORY_MIB}Mi"}},
 }
 READY_LINE = b" ready\n"
@@ -78,7 +79,7 @@ class Stage:
 
     def _daemon(self, role: str, log_level: str) -> Daemon:
         environment = self.environment
-        address = f"127.0.0.1:{_free_port()}"
+        address = f"127.0.0.1:{free_ports(1)[0]}"
         options = {
             "PERDURE_HTTP_ADDRESS": address,
             "PERDURE_RUN_DIR": str(environment.run_directory / "perdure"),
@@ -223,8 +224,10 @@ def _versions(environment: Environment) -> str:
     return f"containerd {engine}, runc {runtime}"
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_ports(count: int) -> tuple[int, ...]:
+    """Different numbers that nobody listens on, of TCP."""
+    with ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(count)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return tuple(probe.getsockname()[1] for probe in found)

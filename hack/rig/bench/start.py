@@ -38,6 +38,6 @@ async def run_profile(directory: Path | None, n: int) -> tuple[list[Row], str]:
     """Where the time goes in a life, and its table."""
     async with open_stage(directory) as stage:
         await stage.start_perdure("standalone", log_level="debug")
-        chapters = await profile(stage, n)
+        chapters = await profile(stage, n, {})
     rows = [row for chapter, spans in chapters.items() for row in profile_rows(chapter, spans)]
     return rows, render_profile(chapters)

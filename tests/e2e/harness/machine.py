@@ -40,10 +40,10 @@ class Machine:
     def kubectl(self, namespace: str | None = None) -> Kubectl:
         return Kubectl(self.kubeconfig, namespace)
 
-    def new_site(self, engine: Containerd | None = None) -> Site:
+    def new_site(self, engine: Containerd | None = None, *, dual_stack: bool = False) -> Site:
         """A node's worth of places on this machine's engine, or on another one."""
         name = f"n{uuid.uuid4().hex[:8]}"
-        site = Site(name, engine or self.environment.engine, self.scratch / name)
+        site = Site(name, engine or self.environment.engine, self.scratch / name, dual_stack)
         site.prepare(self.images)
         return site
 
@@ -81,9 +81,9 @@ class Stage:
 
 
 @contextmanager
-def standalone(machine: Machine, new_operator: Callable[..., Operator]) -> Iterator[Stage]:
+def standalone(machine: Machine, new_operator: Callable[..., Operator], *, dual_stack: bool = False) -> Iterator[Stage]:
     """`perdure standalone`, ready, on a site and a ledger of its own; nothing of it is left afterwards."""
-    site, ledger = machine.new_site(), machine.new_ledger()
+    site, ledger = machine.new_site(dual_stack=dual_stack), machine.new_ledger()
     operator = new_operator("standalone", ledger, site)
     operator.start()
     yield Stage(machine, site, ledger, operator)

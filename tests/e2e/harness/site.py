@@ -23,6 +23,8 @@ class Site:
     engine: Containerd
     directory: Path
     """Everything that Perdure keeps here: short, because there are sockets in it, and on the engine's disk."""
+    dual_stack: bool = False
+    """Runtimes get IPv6 addresses, too."""
 
     @property
     def engine_namespace(self) -> str:
@@ -51,7 +53,7 @@ class Site:
     @property
     def network(self) -> Network:
         """What runtimes of this site are attached to: its own bridge and subnet."""
-        return Network(self.directory, self.directory / "run", self.name.removeprefix("n"))
+        return Network(self.directory, self.directory / "run", self.name.removeprefix("n"), self.dual_stack)
 
     def prepare(self, images: Path) -> None:
         """Make the folders, write the network's configuration and import the sample images, which are built in `images`
