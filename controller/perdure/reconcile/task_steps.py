@@ -22,6 +22,8 @@ from perdure.reconcile.ports.errors import EngineRefused, PortError, SourceError
 
 KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
+PLACE_SECONDS = 2.0
+"""How long a start may wait for its network in the place of another one."""
 NAMESPACE_SECONDS = 10.0
 """How late a change of a namespace's Pod Security label may count: the next start after this has it."""
 
@@ -88,7 +90,7 @@ class TaskSteps:
             record = replace(record, workspace=replace(workspace, ever_started=True, archived=None))
             await self._hands.journal.commit(put=record)
         async with self._starts:
-            await self._hands.engine.start_task(step.container, step.key, lambda: self._networks.attach(world))
+            await self._hands.engine.start_task(step.container, step.key, lambda: self._network(world))
         await self._hands.journal.commit(
             put=replace(
                 self._hands.record(ref),
@@ -99,6 +101,23 @@ class TaskSteps:
                 halted=None,
             )
         )
+
+    async def _network(self, world: World) -> None:
+        """Bring the network in while the task is made. One that takes long gives its place to other starts meanwhile: a
+        plugin that hangs delays its own runtime alone."""
+        attaching = asyncio.ensure_future(self._networks.attach(world))
+        try:
+            await asyncio.wait({attaching}, timeout=PLACE_SECONDS)
+            if not attaching.done():
+                self._starts.release()
+                try:
+                    await asyncio.wait({attaching})
+                finally:
+                    await self._starts.acquire()
+        finally:
+            attaching.cancel()
+            await asyncio.wait({attaching})
+        attaching.result()
 
     async def stop(self, step: StopTask, ref: RuntimeRef) -> None:
         engine = self._hands.engine
