@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef, Uid
 from perdure.network import netns
 from perdure.network.netns import NameState
@@ -51,8 +52,17 @@ class LoopbackSandbox:
         """No port leads into it."""
 
     async def attach(self, plan: SandboxPlan) -> SandboxFacts:
-        """Loopback is in it from its first instant."""
-        return SandboxFacts(netns=str(self._path(plan.ref)))
+        """Loopback is in it from its first instant, so only the namespace may be missing."""
+        match await self.observe(plan.ref):
+            case Present(facts):
+                return facts
+            case Unknown(why):
+                raise SandboxFailed(why)
+            case Absent():
+                raise SandboxFailed(
+                    f"the network namespace of {plan.ref} is gone from {self._path(plan.ref)}; it is made anew",
+                    reason=Reason.NETWORK_RETRYING,
+                )
 
     async def remove(self, ref: RuntimeRef) -> None:
         try:
