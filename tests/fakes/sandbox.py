@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from tests.fakes.journal import Hook
 
@@ -21,6 +22,10 @@ class SandboxState:
 
     made: dict[Uid, SandboxFacts] = field(default_factory=dict)
     foreign_listeners: set[int] = field(default_factory=set)
+
+    def free_address(self) -> str:
+        taken = {address for facts in self.made.values() for address in facts.addresses}
+        return next(address for number in count(1) if (address := f"10.0.0.{number}") not in taken)
 
 
 class FakeSandbox:
@@ -44,17 +49,22 @@ class FakeSandbox:
         return facts
 
     async def ask_for_ports(self, plan: SandboxPlan) -> None:
+        found = self._state.made.get(plan.ref.uid)
+        known = found.ports if found is not None else ()
         for port in plan.ports:
-            if port.host_port in self._state.foreign_listeners:
+            if port not in known and port.host_port in self._state.foreign_listeners:
                 raise PortTaken(port.name, port.host_port, port.protocol)
 
     async def attach(self, plan: SandboxPlan) -> SandboxFacts:
-        found = self._state.made[plan.ref.uid]
+        found = self._state.made.get(plan.ref.uid)
+        if found is None:
+            raise SandboxFailed(f"{plan.ref} has no network namespace")
         if found.mode is NetworkMode.NONE:
             return found
         if self._on_call is not None:
             self._on_call("sandbox.attach", "before")
-        address = found.addresses or (f"10.0.0.{len(self._state.made)}",)
+        await self.ask_for_ports(plan)
+        address = found.addresses or (self._state.free_address(),)
         policy = plan.spec.network.policy or NetworkPolicy()
         whole = SandboxFacts(found.netns, found.mode, True, address, plan.ports, policy)
         self._state.made[plan.ref.uid] = whole

@@ -15,14 +15,20 @@ from perdure.network.cni_sandbox import CniSandbox, CniSettings
 from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
-from perdure.network.obstacles import Obstacles
+from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
 from perdure.network.upkeep import Upkeep
-
-PLUGIN_SECONDS = 30.0
-"""Deadline of one plugin; the slowest of the reference plugins takes 0.3 s on an idle machine."""
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 """A plugin of a killed agent must not go on adding what the next agent is taking away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long is waited for what may never come. Tests of plugins that hang have less of it."""
+
+    plugin_seconds: float = 30.0
+    """Deadline of one plugin; the slowest of the reference plugins takes 0.3 s on an idle machine."""
+    leftover_seconds: float = PATIENCE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +40,21 @@ class Networks:
 
 
 async def open_networks(
-    installation: InstallationId, node: NodeSettings, wake: Callable[[Uid], None], known: Callable[[], frozenset[Uid]]
+    installation: InstallationId,
+    node: NodeSettings,
+    wake: Callable[[Uid], None],
+    known: Callable[[], frozenset[Uid]],
+    patience: Patience = Patience(),
 ) -> Networks:
     """`known`: uids that may have a network here, from the journal. Raises `OSError` for an unusable run folder."""
     folder = node.run_dir / "cni"
     names = folder / "netns"
     attachments = Attachments(folder / "attached")
     await asyncio.to_thread(attachments.load)
-    client = CniClient(node.cni_bin_dirs, folder, PLUGIN_SECONDS, ENDS_WITH_US)
+    client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
-    obstacles = Obstacles(attachments, folder / "results", known)
+    obstacles = Obstacles(attachments, folder / "results", known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
     cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
     upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)

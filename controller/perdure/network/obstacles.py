@@ -22,12 +22,20 @@ log = structlog.get_logger(__name__)
 
 
 class Obstacles:
-    """One per agent. `known`: whoever may have something here, from the journal; `results`: the client's records."""
+    """One per agent. `known`: whoever may have something here, from the journal; `results`: the client's records;
+    `patience`: seconds between the first sighting of a leftover and its removal."""
 
-    def __init__(self, attachments: Attachments, results: Path, known: Callable[[], frozenset[str]]) -> None:
+    def __init__(
+        self,
+        attachments: Attachments,
+        results: Path,
+        known: Callable[[], frozenset[str]],
+        patience: float = PATIENCE_SECONDS,
+    ) -> None:
         self._attachments = attachments
         self._results = results
         self._known = known
+        self._patience = patience
         self._sweeper: tuple[Bridged, Sweeper] | None = None
 
     async def clear(self, action: Action, network: Network) -> None:
@@ -48,7 +56,7 @@ class Obstacles:
             return
         if self._sweeper is None or self._sweeper[0] != there:
             places = Places(there.network, there.bridge, there.subnets, there.addresses, self._results)
-            self._sweeper = (there, Sweeper(places, self._who_is_known, patience=PATIENCE_SECONDS))
+            self._sweeper = (there, Sweeper(places, self._who_is_known, patience=self._patience))
         swept = await self._sweeper[1].sweep()
         if swept.failures or swept.left_alone:
             log.warning(
