@@ -18,7 +18,7 @@ from rig import binaries, controlplane, images, packages, ports
 from rig.containerd import Containerd, mounts_below, unmount_below
 from rig.controlplane import ControlPlane
 from rig.exports import render_wrapper
-from rig.network import Network
+from rig.network import Network, forget_shared_chains
 from rig.paths import CHECKOUT, DIRECTORY_FILE, OWNER_FILE, RUN_ROOT, environment_id, run_directory
 from rig.postgres import Postgres, programs
 from rig.probes import answers
@@ -174,6 +174,7 @@ class Environment:
                     shutil.rmtree(self.directory)
         if RUN_ROOT.exists() and not any(RUN_ROOT.iterdir()):
             RUN_ROOT.rmdir()
+            forget_shared_chains()
 
     def parts(self) -> list[tuple[Daemon, str]]:
         """Every daemon with the address that it serves; none where the environment is down."""

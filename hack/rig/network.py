@@ -132,7 +132,7 @@ class Network:
 
 
 def _forget_rules(command: str, comment: str) -> None:
-    """Remove the NAT rules with ``comment`` and the chains that they lead to, then portmap's own where nobody needs them."""
+    """Remove the NAT rules with ``comment`` and the chains that they lead to."""
     lines = _run(f"{command}-save", "-t", "nat").splitlines()
     for line in lines:
         if comment in line and line.startswith("-A "):
@@ -142,17 +142,21 @@ def _forget_rules(command: str, comment: str) -> None:
     for chain in sorted(chains - set(SHARED_CHAINS)):
         _run(command, "-t", "nat", "-F", chain)
         _run(command, "-t", "nat", "-X", chain)
-    left = _run(f"{command}-save", "-t", "nat").splitlines()
-    if any(line.startswith("-A CNI-HOSTPORT-DNAT ") for line in left):
-        return
-    shared = [chain for chain in SHARED_CHAINS if any(line.startswith(f":{chain} ") for line in left)]
-    for line in left:
-        if any(line.endswith(f"-j {chain}") for chain in shared):
-            _run(command, "-t", "nat", *_words(line.replace("-A ", "-D ", 1)))
-    for chain in shared:
-        _run(command, "-t", "nat", "-F", chain)
-    for chain in shared:
-        _run(command, "-t", "nat", "-X", chain)
+
+
+def forget_shared_chains() -> None:
+    """Remove what portmap makes once for all networks, unless a network still uses it: for when nobody else is at work."""
+    for command in ("iptables", "ip6tables"):
+        lines = _run(f"{command}-save", "-t", "nat").splitlines()
+        if any(line.startswith((":CNI-DN-", ":CNI-SN-", "-A CNI-HOSTPORT-DNAT ")) for line in lines):
+            continue
+        shared = [chain for chain in SHARED_CHAINS if any(line.startswith(f":{chain} ") for line in lines)]
+        for line in lines:
+            if line.startswith("-A ") and any(line.endswith(f"-j {chain}") for chain in shared):
+                _run(command, "-t", "nat", *_words(line.replace("-A ", "-D ", 1)))
+        for flag in ("-F", "-X"):
+            for chain in shared:
+                _run(command, "-t", "nat", flag, chain)
 
 
 def _words(line: str) -> list[str]:

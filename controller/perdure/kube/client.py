@@ -20,8 +20,9 @@ from perdure.reconcile.ports.errors import ApiUnavailable
 
 REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 3.0
-CONNECTIONS = 32
-"""At once; more would only move the queue into the API server."""
+CONNECTIONS = 8
+"""At once. A request takes milliseconds, and so does the TLS handshake of each further connection: more of them only make
+a burst dearer."""
 CHUNK = 500
 """Objects per page of a list."""
 

@@ -56,16 +56,17 @@ def failed_lately(scene: Scene) -> Plan | None:
     failure = scene.world.failure
     if failure is None or scene.now >= failure.retry_at:
         return None
+    waiting = Waiting(failure.reason, failure.message, failure.retry_at)
     if is_about_network(failure):
         again = f"attempt {failure.attempts}, tried again at {stamp(failure.retry_at)}"
         scene.draft.set(ConditionType.NETWORK_READY, Truth.FALSE, failure.reason, f"{failure.message} ({again})")
         if is_running(scene.world):
             scene.draft.set(ConditionType.READY, Truth.FALSE, failure.reason, failure.message)
-            return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at)
+            return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at, waiting=waiting)
     if is_running(scene.world):
         scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, failure.reason, failure.message)
         scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
-        return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at)
+        return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at, waiting=waiting)
     if failure.blocks_data:
         phase = Phase.BLOCKED
         scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, failure.reason, failure.message)

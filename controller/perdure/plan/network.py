@@ -23,10 +23,15 @@ def is_about_network(failure: Failure) -> bool:
     return failure.reason in _NETWORK_REASONS
 
 
+def has_another_network(scene: Scene) -> bool:
+    """Whether its network is of another kind than the spec asks for: then it stops by wish, and starts in a new one."""
+    sandbox, wanted = scene.world.observed.sandbox, scene.runtime.spec.network.mode
+    return isinstance(sandbox, Present) and wanted is not None and sandbox.it.mode is not wanted
+
+
 def network_fits(scene: Scene) -> Plan | None:
     """Before a container is made or a task started: the kind of network that the spec asks for, ports with numbers."""
-    sandbox, network = scene.world.observed.sandbox, scene.runtime.spec.network
-    if isinstance(sandbox, Present) and network.mode is not None and sandbox.it.mode is not network.mode:
+    if has_another_network(scene):
         stopping = stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
         return stopping or scene.under(Op.RESTART, Source.KUBECTL, RemoveSandbox())
     if scene.task is None and host_ports(scene.runtime, numbers_of(scene.runtime, scene.record)) is None:
@@ -46,7 +51,13 @@ def network_is_whole(scene: Scene) -> Plan | None:
     if not isinstance(sandbox, Present) or sandbox.it.mode is NetworkMode.NONE:
         return None
     why = _what_is_wrong(scene, sandbox.it)
-    return scene.do(RepairNetwork(why), phase=Phase.RUNNING) if why else None
+    if not why:
+        return None
+    if sandbox.it.attached and not sandbox.it.damage:
+        scene.show_alive()
+    else:
+        scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.IN_PROGRESS, why)
+    return scene.do(RepairNetwork(why), phase=Phase.RUNNING)
 
 
 def _what_is_wrong(scene: Scene, facts: SandboxFacts) -> str:
@@ -73,5 +84,6 @@ _NETWORK_REASONS = frozenset(
         Reason.BRIDGE_CONFLICT,
         Reason.NO_ADDRESS,
         Reason.PORT_TAKEN,
+        Reason.PORT_RANGE_EXHAUSTED,
     }
 )

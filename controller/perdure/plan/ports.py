@@ -4,29 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from perdure.api.network import PortStatus
+from perdure.api.network import PortPolicy, PortStatus
 from perdure.api.runtime import Runtime
 from perdure.plan.allotment import transports, wanted_ports
 from perdure.plan.world import HostPort, Record, SandboxFacts
 
 
 def numbers_of(runtime: Runtime, record: Record) -> dict[str, int]:
-    """The node's ports by name: those that were published once stay, others are the controller's word."""
+    """The node's ports by name: Dynamic ones that were published once stay, others are the controller's word.
+
+    The number of a Static port is changed by nobody but the person who asks for it.
+    """
+    asked_for = {port.name for port in runtime.spec.ports if port.policy is PortPolicy.STATIC}
     numbers = dict(runtime.host_ports)
-    numbers.update({name: number for name, number in record.host_ports if name in numbers})
+    numbers.update({name: at for name, at in record.host_ports if name in numbers and name not in asked_for})
     return numbers
 
 
 def host_ports(runtime: Runtime, numbers: Mapping[str, int]) -> tuple[HostPort, ...] | None:
     """What the node is to lead into the runtime; None while a port has no number yet."""
-    wanted: list[HostPort] = []
-    for port in wanted_ports(runtime.spec):
-        number = numbers.get(port.name)
-        if number is None:
-            return None
-        for transport in transports(port.protocol):
-            wanted.append(HostPort(port.name, transport.value, port.container_port, number))
-    return tuple(wanted)
+    if any(port.name not in numbers for port in wanted_ports(runtime.spec)):
+        return None
+    return numbered_ports(runtime, numbers)
+
+
+def numbered_ports(runtime: Runtime, numbers: Mapping[str, int]) -> tuple[HostPort, ...]:
+    """The ports that the spec asks for and that have a number: one that waits for its own holds up no other."""
+    return tuple(
+        HostPort(port.name, transport.value, port.container_port, numbers[port.name])
+        for port in wanted_ports(runtime.spec)
+        if port.name in numbers
+        for transport in transports(port.protocol)
+    )
 
 
 def shown_ports(runtime: Runtime, facts: SandboxFacts) -> tuple[PortStatus, ...]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Present, Unknown
+from perdure.plan.network import has_another_network
 from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
 from perdure.plan.restart import judge
 from perdure.plan.scene import Scene, sandbox_if_missing
@@ -73,6 +74,8 @@ def _stopped_by_wish(scene: Scene) -> bool:
     """Whether the policy has no say: a person stopped it, or what ended is not what is wanted any more."""
     operation = scene.record.operation
     if operation is not None and operation.source is Source.KUBECTL and operation.op in (Op.STOP, Op.CLEANUP):
+        return True
+    if has_another_network(scene):
         return True
     return isinstance(scene.world.observed.container, Present) and not _runs_what_is_wanted(scene)
 
@@ -163,6 +166,9 @@ def task_runs(scene: Scene) -> Plan | None:
         return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + ENGINE_RETRY_SECONDS)
     op, source = _way_up(scene)
     missing = sandbox_if_missing(scene)
+    if missing and task is None:
+        # It joins its namespace by a path, and which path the new one has is the sandbox's to say: it is made after that.
+        return scene.under(op, source, RemoveContainer(scene.world.ref.container_id))
     if missing:
         return scene.under(op, source, *missing)
     refresh = scene.image if task is None and reads_sources(scene.runtime.spec) else None
@@ -193,10 +199,4 @@ def healthy(scene: Scene) -> Plan:
         # A start that was taken for failed came about after all: the history says so, too.
         first = opening(record, *_way_up(scene))
         return scene.do(*((first,) if first is not None else ()), phase=Phase.RUNNING)
-    ready_at = (record.started_at or scene.now) + scene.runtime.spec.min_ready_seconds
-    if scene.now < ready_at:
-        scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY, "")
-    else:
-        scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
-    wake_at = ready_at if scene.now < ready_at else None
-    return scene.rest(closing(record, TOWARDS_RUNNING, Phase.RUNNING), Phase.RUNNING, wake_at=wake_at)
+    return scene.rest(closing(record, TOWARDS_RUNNING, Phase.RUNNING), Phase.RUNNING, wake_at=scene.show_alive())

@@ -95,6 +95,15 @@ class Scene:
             return Phase.CREATING  # the data is in place: what is left of the operation is a start
         return TRANSIENT_PHASE[operation.op] if operation else self.record.phase or Phase.PENDING
 
+    def show_alive(self) -> float | None:
+        """Ready, or when it will be: until then it has not been alive for long enough."""
+        ready_at = (self.record.started_at or self.now) + self.runtime.spec.min_ready_seconds
+        if self.now < ready_at:
+            self.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY)
+            return ready_at
+        self.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
+        return None
+
     # ------------------------------------------------------------------------------ the three kinds of answers
 
     def do(self, *steps: Step, phase: Phase | None = None) -> Plan:

@@ -3,13 +3,14 @@ while the engine makes the task."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
 
 from perdure.api.conditions import Reason
 from perdure.plan.binding import Refused
-from perdure.plan.ports import host_ports, numbers_of
+from perdure.plan.ports import numbered_ports, numbers_of
 from perdure.plan.world import World
 from perdure.reconcile.hands import Hands, Place, live
 from perdure.reconcile.ports.errors import PortError, PortTaken
@@ -36,9 +37,13 @@ class NetworkSteps:
     async def attach(self, world: World) -> None:
         """The network, with ports whose numbers never change again. Raises `PortError`."""
         plan = self._plan(world, {}, None)
-        wanted = {(port.name, port.host_port) for port in plan.ports}
-        if not wanted <= set(self._hands.record(world.ref).host_ports):
+        numbers, journalled = _numbers(plan), dict(self._hands.record(world.ref).host_ports)
+        told = live(world).host_ports
+        if any(journalled.get(name) != at or told.get(name) != at for name, at in numbers.items()):
             plan = await self._settle_ports(world)
+        elif numbers.keys() != journalled.keys():
+            # What is not asked for any more is another's soon: it must not come back with its name.
+            await self._journal(world, numbers)
         await self._hands.sandbox.attach(plan)
 
     async def _settle_ports(self, world: World) -> SandboxPlan:
@@ -46,34 +51,45 @@ class NetworkSteps:
         others: dict[str, int] = {}
         for chances in reversed(range(PORTS_TRIED)):
             plan = self._plan(world, others, None)
+            numbers = _numbers(plan)
             try:
                 await self._hands.sandbox.ask_for_ports(plan)
             except PortTaken as taken:
                 if chances == 0:
                     raise
-                others[taken.name] = await self._another(world, taken)
-            else:
-                break
-        numbers = {port.name: port.host_port for port in plan.ports}
-        if not await self._hands.ledger.ports_published(world.ref, numbers):
-            raise PortError(
-                f"the ports of {world.ref} were given to others meanwhile; they are read again",
-                reason=Reason.IN_PROGRESS,
-            )
-        record = replace(self._hands.record(world.ref), host_ports=tuple(sorted(numbers.items())))
-        await self._hands.journal.commit(put=record)
-        return plan
+                others[taken.name] = await self._reserved_instead(world, taken.name, taken.number)
+                continue
+            if await self._hands.ledger.ports_published(world.ref, numbers):
+                await self._journal(world, numbers)
+                return plan
+            # Whoever was here before us was killed with another number in the ledger, or the spec was edited since.
+            for name, number in numbers.items():
+                if not await self._hands.ledger.ports_published(world.ref, {name: number}):
+                    others[name] = await self._reserved_instead(world, name, number)
+        raise PortError(
+            f"the ports of {world.ref} change as they are read; they are read again", reason=Reason.IN_PROGRESS
+        )
 
-    async def _another(self, world: World, taken: PortTaken) -> int:
-        answer = await self._hands.ledger.replace_port(world.ref, self._place.node_name, taken.name, taken.number)
+    async def _reserved_instead(self, world: World, name: str, number: int) -> int:
+        answer = await self._hands.ledger.replace_port(world.ref, self._place.node_name, name, number)
         if isinstance(answer, Refused):
             raise PortError(answer.message, reason=answer.reason)
         if answer is None:
-            raise PortError(f"port {taken.name} of {world.ref} is not reserved any more", reason=Reason.IN_PROGRESS)
-        log.info("port_passed_over", runtime=str(world.ref), port=taken.number, instead=answer)
+            raise PortError(f"port {name} of {world.ref} is not reserved any more", reason=Reason.IN_PROGRESS)
+        log.info("port_passed_over", runtime=str(world.ref), port=number, instead=answer)
         return answer
+
+    async def _journal(self, world: World, numbers: Mapping[str, int]) -> None:
+        record = self._hands.record(world.ref)
+        published = tuple(sorted(numbers.items()))
+        if record.host_ports != published:
+            await self._hands.journal.commit(put=replace(record, host_ports=published))
 
     def _plan(self, world: World, others: dict[str, int], pid: int | None) -> SandboxPlan:
         runtime, record = live(world), self._hands.record(world.ref)
-        ports = host_ports(runtime, numbers_of(runtime, record) | others) or ()
-        return SandboxPlan(world.ref, runtime.spec, ports, pid)
+        numbers = dict(record.host_ports) | numbers_of(runtime, record) | others
+        return SandboxPlan(world.ref, runtime.spec, numbered_ports(runtime, numbers), pid)
+
+
+def _numbers(plan: SandboxPlan) -> dict[str, int]:
+    return {port.name: port.host_port for port in plan.ports}
