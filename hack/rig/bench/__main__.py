@@ -8,10 +8,13 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 
-from rig.bench import start
+from perdure.network.cni.errors import CniError
+from perdure.reconcile.ports.errors import PortError
+from rig.bench import network, start
 from rig.bench.results import Row, render_json
 from rig.paths import CHECKOUT
 from rig.progress import say
@@ -19,19 +22,48 @@ from rig.progress import say
 RESULTS = CHECKOUT / "bench-results"
 Measured = tuple[list[Row], str]
 """Rows for the file, and the table that is printed."""
-BENCHMARKS = {"start": "apply, crash, stop, resume, delete; bursts, idle, restart: against ctr on the same containerd"}
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One name of the command line. ``run`` takes a folder, a count and whether to be quick; ``profile`` all but the last."""
+
+    about: str
+    run: Callable[[Path | None, int, bool], Coroutine[None, None, Measured]]
+    profile: Callable[[Path | None, int], Coroutine[None, None, Measured]]
+    n: int
+    quick_n: int
+
+
+BENCHMARKS = {
+    "network": Benchmark(
+        "start, crash and delete with a network; bursts, costs: against ctr with the same plugins, and without one",
+        lambda directory, n, quick: network.run(directory, n, quick=quick),
+        network.run_profile,
+        network.DEFAULT_N,
+        network.QUICK_N,
+    ),
+    "start": Benchmark(
+        "apply, crash, stop, resume, delete; bursts, idle, restart: against ctr on the same containerd",
+        lambda directory, n, quick: start.run(directory, n, quick=quick),
+        start.run_profile,
+        start.DEFAULT_N,
+        start.QUICK_N,
+    ),
+}
 
 
 def main(arguments: list[str]) -> int:
     """Entry point of ``hack/bench``."""
     options = _parser().parse_args(arguments)
     if options.name is None:
-        print("\n".join(f"{name:<12}{about}" for name, about in BENCHMARKS.items()))
+        print("\n".join(f"{name:<12}{benchmark.about}" for name, benchmark in BENCHMARKS.items()))
         return 0
-    n = options.n or (start.QUICK_N if options.quick else start.DEFAULT_N)
+    benchmark = BENCHMARKS[options.name]
+    n = options.n or (benchmark.quick_n if options.quick else benchmark.n)
     directory = options.dir.resolve() if options.dir else None
     file = RESULTS / f"{options.name}{'-profile' if options.profile else ''}.json"
-    measuring = start.run_profile(directory, n) if options.profile else start.run(directory, n, quick=options.quick)
+    measuring = benchmark.profile(directory, n) if options.profile else benchmark.run(directory, n, options.quick)
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # ctr is forked beside a gRPC client; the child only execs
     failed = False
     try:
@@ -40,7 +72,7 @@ def main(arguments: list[str]) -> int:
         file.write_text(render_json(rows))
         print(table, end="")
         say(f"==> {file}")
-    except* (RuntimeError, OSError) as errors:
+    except* (RuntimeError, OSError, PortError, CniError) as errors:
         failed = True
         for error in _leaves(errors):
             say(f"hack/bench {options.name}: {error}")
@@ -78,8 +110,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Without a name: lists the benchmarks. Results: bench-results/NAME.json.",
     )
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
-    parser.add_argument("--n", type=_count, help=f"single operations (default {start.DEFAULT_N})")
-    parser.add_argument("--quick", action="store_true", help=f"only to see that it works: {start.QUICK_N} and less")
+    parser.add_argument(
+        "--n", type=_count, help=f"single operations (default: start {start.DEFAULT_N}, network {network.DEFAULT_N})"
+    )
+    parser.add_argument("--quick", action="store_true", help="only to see that it works: 10 and less")
     parser.add_argument("--profile", action="store_true", help="show where the time goes, step by step, instead")
     parser.add_argument("--dir", type=Path, help="new or empty folder for the environment, removed afterwards")
     return parser
