@@ -12,7 +12,7 @@ from tests.unit.journal.samples import rows
 
 from perdure.api.names import NodeId, NodeName, Uid
 from perdure.reconcile.leases import RENEWALS_PER_TTL, TTL_SECONDS, LeaseKeeper
-from perdure.reconcile.outbox import RETRY_SECONDS, Outbox
+from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 
 UID = Uid("uid-1")
