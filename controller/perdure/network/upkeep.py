@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from perdure.api.conditions import Reason
 from perdure.api.names import Uid
 from perdure.network import inspection, netns
 from perdure.network.attachments import Attached, Attachments, Damage
@@ -55,7 +56,7 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled. What cannot be looked at now is looked at next time."""
-        looks = 0
+        looks, said = 0, ""
         while True:
             try:
                 network = await self.sandbox.network()
@@ -63,8 +64,12 @@ class Upkeep:
                 if looks % SWEEP_EVERY == 0:
                     await self.sweep(network)
                 looks += 1
+                said = ""
             except SandboxFailed as error:
-                log.warning("network_not_looked_after", error=str(error))
+                # A node without a network is none that is broken; and nothing is said twice in a row.
+                if error.reason is not Reason.NO_CNI_CONFIGURATION and str(error) != said:
+                    log.warning("network_not_looked_after", error=str(error))
+                said = str(error)
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
 
     async def look(self, network: Network) -> None:
