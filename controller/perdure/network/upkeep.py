@@ -88,6 +88,8 @@ class Upkeep:
                 self._damaged(uid, damage)
 
     def _damaged(self, uid: Uid, damage: Damage) -> None:
+        if self.attachments.damages.get(uid) == damage:
+            return
         log.warning("network_damaged", uid=uid, why=damage.text)
         self.attachments.damages[uid] = damage
         self.wake(uid)
