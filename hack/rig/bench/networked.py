@@ -7,6 +7,7 @@ Everything that is compared takes turns (A B C A B C) in one run.
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,10 +58,11 @@ async def at_the_engine(stage: Stage, configured: Path, n: int, *, port: bool) -
                 seconds["none"].append(await bare.start_and_remove(Way(sandbox)))
     finally:
         await bare.close()
-    return _engine_rows(what, seconds, notes(stage))
+    return engine_rows(what, seconds, notes(stage))
 
 
-def _engine_rows(what: str, seconds: dict[str, list[float]], common: str) -> list[Row]:
+def engine_rows(what: str, seconds: Mapping[str, Sequence[float]], common: str) -> list[Row]:
+    """``seconds`` of ours (``parallel``) and of each peer."""
     ours = seconds["parallel"]
     name, how = f"request → task running, {what}", f"ours: ADD while the task is made; own firewall; {common}"
     peers = {
