@@ -80,9 +80,15 @@ def main(arguments: list[str]) -> int:
 
 
 async def _until_terminated(measuring: Coroutine[None, None, Measured]) -> Measured:
-    """SIGTERM ends it as Ctrl-C does: everything is removed."""
+    """SIGTERM and Ctrl-C end it: everything is removed. Another one changes nothing: removal is not broken off."""
     task = asyncio.ensure_future(measuring)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def end() -> None:
+        if not task.cancelling():
+            task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, end)
     try:
         return await task
     except asyncio.CancelledError as error:
