@@ -125,5 +125,8 @@ class _Shared:
         if self.halves.node is not None:
             self.halves.node.put(runtime)
 
+    def learn(self, runtime: Runtime) -> None:
+        self.cache.learn(runtime)
+
     def uids(self) -> tuple[Uid, ...]:
         return tuple(self.cache.uids())

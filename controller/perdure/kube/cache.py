@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from perdure.api.names import Kind, Uid
 from perdure.api.runtime import Runtime
 
@@ -58,6 +60,20 @@ class RuntimeCache:
         known = self._entries.get(runtime.uid)
         if known is None or _is_newer(runtime.resource_version, known.runtime.resource_version):
             self._store(runtime)
+
+    def learn(self, runtime: Runtime) -> None:
+        """Take in the answer to a write of our own to /status. Whoever wrote knows what it wrote; but the answer also has
+        what others changed meanwhile, whose own event will find this version here and count as old."""
+        known = self.get(runtime.uid)
+        if known is None:
+            self.put(runtime)
+            return
+        as_known = replace(runtime, status=known.status, resource_version=known.resource_version)
+        if as_known != known:
+            self.put(runtime)
+        elif _is_newer(runtime.resource_version, known.resource_version):
+            self._stamp += 1
+            self._entries[runtime.uid] = _Entry(runtime, self._stamp, gone=False)
 
     def deleted(self, runtime: Runtime) -> None:
         """A watch says that it is deleted, or that it left the selector, at this version."""

@@ -242,7 +242,7 @@ class Binder:
         )
         status = RuntimeStatus(phase=phase.value, observed_generation=runtime.generation, conditions=conditions)
         try:
-            self._office.objects.put(await self._office.cluster.write_status(runtime, status))
+            self._office.objects.learn(await self._office.cluster.write_status(runtime, status))
         except PortError as error:
             log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))
 

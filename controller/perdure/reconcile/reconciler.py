@@ -203,7 +203,7 @@ class Reconciler:
         uid = world.ref.uid
         newest = self._loop.objects.get(uid) or runtime
         try:
-            self._loop.objects.put(await self._loop.cluster.write_status(newest, status))
+            self._loop.objects.learn(await self._loop.cluster.write_status(newest, status))
         except StatusConflict as error:
             log.debug("status_is_stale", uid=uid, error=str(error))
         except PortError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from perdure.api.names import Kind, Uid
 from perdure.api.runtime import Runtime, RuntimeSpec, RuntimeStatus
 from perdure.kube.cache import ListDifference, RuntimeCache
@@ -41,6 +43,23 @@ def test_an_older_version_never_replaces_a_newer_one() -> None:
     cache.put(version(A, 100))
     assert number(cache, A) == 100
     assert woken == [A, A]
+
+
+def test_a_write_of_our_own_wakes_nobody_but_what_others_changed_with_it_does() -> None:
+    woken: list[Uid] = []
+    cache = RuntimeCache(woken.append)
+    cache.put(version(A, 10))
+    cache.learn(replace(version(A, 11), status=RuntimeStatus(phase="Running")))
+    cache.put(version(A, 11))
+    cache.learn(version(A, 9))
+    assert number(cache, A) == 11
+    assert woken == [A]
+    cache.learn(replace(version(A, 12), generation=2))
+    assert number(cache, A) == 12
+    assert woken == [A, A]
+    cache.deleted(version(A, 13))
+    cache.learn(version(A, 12))
+    assert number(cache, A) is None, "an answer that was late brings nothing back"
 
 
 def test_deletion_takes_it_away_and_an_echo_does_not_bring_it_back() -> None:

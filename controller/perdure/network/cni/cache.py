@@ -1,7 +1,7 @@
 """What was attached, on disk in libcni's own format and names, so that a DEL after a crash knows what it has to undo.
 
-Written by `client` around every ADD. Blocking: called in threads. A file is complete or not there, whatever dies; one that
-is damaged all the same is said to be so, and hinders nothing.
+Written by `client` around every ADD. Blocking: called in threads. A file is complete or not there, whichever process dies;
+one that is damaged all the same, as by a loss of power, is said to be so, and hinders nothing.
 Source: libcni `api.go`, `cachedInfo`. One member is ours: `incomplete`, in the record of an ADD that has not ended.
 """
 
@@ -84,7 +84,8 @@ class Cache:
         return tuple(one for one in found if one is not None)
 
     def write(self, record: Record) -> None:
-        """Durable when it returns. Raises `CacheUnusable`, and then what was there before still is."""
+        """Whole when it returns, for every process from then on. Raises `CacheUnusable`, and then what was there before
+        still is."""
         members = _Members(
             kind=KIND,
             container_id=record.container_id,
@@ -151,19 +152,17 @@ def _record(data: bytes) -> Record:
 
 
 def _replace(file: Path, data: bytes) -> None:
-    """Raises `OSError`. Names that start with a dot are nobody's record, should one be left behind."""
+    """Raises `OSError`. Names that start with a dot are nobody's record, should one be left behind.
+
+    No fsync, which a start would wait for several times: namespaces and their links end with the machine's boot, and what
+    outlives it (addresses, where the configuration keeps them on a disk) is found by the next ADD or sweep as after a
+    boot that began with an empty run folder.
+    """
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=".")
     try:
         with open(descriptor, "wb") as opened:
             opened.write(data)
-            opened.flush()
-            os.fsync(descriptor)
         os.rename(name, file)
     except BaseException:
         os.unlink(name)
         raise
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

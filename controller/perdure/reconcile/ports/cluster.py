@@ -34,6 +34,9 @@ class Objects(Protocol):
     def put(self, runtime: Runtime) -> None:
         """Take a version in, unless a newer one is there."""
 
+    def learn(self, runtime: Runtime) -> None:
+        """The same for the answer to a write of our own to /status: that alone wakes nobody."""
+
     def uids(self) -> Sequence[Uid]: ...
 
 
