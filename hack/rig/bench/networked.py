@@ -6,13 +6,14 @@ Everything that is compared takes turns (A B C A B C) in one run.
 
 import asyncio
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from perdure.api.network import NetworkMode
 from perdure.plan.world import HostPort
+from rig.bench import apimetrics
 from rig.bench.attaching import CONTAINER_PORT, AttachingCtr, open_attaching
 from rig.bench.cluster import Json
 from rig.bench.cpu import spent
@@ -156,12 +157,14 @@ async def burst(stage: Stage, configured: Path, size: int, rounds: int) -> list[
     ctr = await AttachingCtr.prepared(stage.environment, configured)
     seconds: dict[str, float] = defaultdict(float)
     cpu: dict[str, dict[str, float]] = {"network": defaultdict(float), "none": defaultdict(float)}
+    writes = {"network": Counter[str](), "none": Counter[str]()}
     ctr_cpu = 0.0
     for i in range(rounds):
         say(f"    burst of {size} with network, without, and by ctr: round {i + 1} of {rounds}")
         for name, spec in (("network", WITH), ("none", WITHOUT)):
-            taken, used, _ = await burst_of_ours(stage, size, **spec)
+            taken, used, written = await burst_of_ours(stage, size, **spec)
             seconds[name] += taken
+            writes[name] += written
             for part, share in used.items():
                 cpu[name][part] += share
         taken, used_by_ctr = await _burst_of_ctr(stage, ctr, size)
@@ -174,6 +177,10 @@ async def burst(stage: Stage, configured: Path, size: int, rounds: int) -> list[
             Goal(0.8, on="ratio", better="higher"), f"theirs: {ctr_burst(size)}; {common}"),
         Row(f"{who}: starts per second, against no network", "/s", rate["network"], rounds, rate["none"],
             Goal(12.0, better="higher"), f"theirs: the same without a network; {common}"),
+        Row(f"API writes per start, {who}", "", writes["network"].total() / starts, starts,
+            writes["none"].total() / starts,
+            notes=f"{apimetrics.describe(writes['network'], starts)}; counted at the last Ready, so some Events are "
+            f"missing; theirs: the same without a network; {common}"),
         Row(f"CPU per start, {who}: all parts, against ctr", "ms", total, starts, ctr_cpu * 1000 / starts,
             notes=f"theirs: ctr, plugins, containerd, shims, runc and containers; {common}"),
         *_cpu_rows(who, cpu["network"], cpu["none"], starts, common, Goal(25.0)),
