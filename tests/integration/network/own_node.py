@@ -15,7 +15,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +134,11 @@ class OwnNode:
     def network(self) -> configuration.Network:
         return configuration.load(self.configurations).network
 
-    def plan(self, *ports: HostPort, ref: RuntimeRef | None = None, policy: NetworkPolicy | None = None) -> SandboxPlan:
-        """Of a runtime that asks for a network; the journal knows it from now on."""
-        ref = ref or new_ref(f"own-{uuid.uuid4().hex[:6]}")
+    def plan(self, *ports: HostPort, of: RuntimeRef | None = None, policy: NetworkPolicy | None = None) -> SandboxPlan:
+        """Of a new runtime that asks for a network, in the namespace that `of` is in; the journal knows it from now on."""
+        ref = new_ref(f"own-{uuid.uuid4().hex[:6]}")
+        if of is not None:
+            ref = replace(ref, namespace=of.namespace, namespace_uid=of.namespace_uid)
         self.known.add(ref.uid)
         asked = tuple(RuntimePort(name=port.name, container_port=80, protocol=PortProtocol.TCP) for port in ports)
         spec = RuntimeSpec(image="any", network=Network(mode=NetworkMode.CNI, policy=policy), ports=asked)
