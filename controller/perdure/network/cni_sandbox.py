@@ -23,7 +23,7 @@ from perdure.network import listeners, netns
 from perdure.network.attachments import Attached, Attachments
 from perdure.network.cni import configuration
 from perdure.network.cni.attachment import Attachment, Capabilities, CapabilityDns, PortMapping
-from perdure.network.cni.cache import Record
+from perdure.network.cni.cache import Damaged, Record
 from perdure.network.cni.client import CniClient
 from perdure.network.cni.configuration import Network
 from perdure.network.cni.error_classes import Action, Classified
@@ -191,7 +191,7 @@ class CniSandbox:
 
     async def _add_until_it_holds(self, network: Network, attachment: Attachment) -> Result:
         """ADD; where the table of errors says so, after undoing what an earlier one left."""
-        if await self._client.cached_of(attachment.container_id):
+        if await self._cached(attachment.container_id):
             await self._delete(network, attachment)
         for tries_left in reversed(range(TRIES)):
             try:
@@ -199,7 +199,11 @@ class CniSandbox:
             except CniError as error:
                 verdict = classify(error)
                 log.info("network_add_failed", container=attachment.container_id, kind=verdict.kind.value)
-                await self._delete(network, attachment)
+                try:
+                    await self._delete(network, attachment)
+                except SandboxFailed as undoing:
+                    # The record stays, so the next attempt begins with the DEL; what is told is what came first.
+                    raise _failure(error, verdict) from undoing
                 if not tries_left or verdict.action not in _AGAIN:
                     raise _failure(error, verdict) from error
                 await self._clear(verdict.action, network)
@@ -247,13 +251,19 @@ class CniSandbox:
 
     async def _detach(self, uid: Uid) -> None:
         """DEL with what was recorded, tolerant and always, also where nothing but a part of it is left."""
-        for record in await self._client.cached_of(uid):
+        for record in await self._cached(uid):
             if isinstance(record, Record):
                 await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(uid))))
             else:
                 attachment = Attachment(container_id=uid, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
         await asyncio.to_thread(self._attachments.remove, uid)
+
+    async def _cached(self, container_id: str) -> tuple[Record | Damaged, ...]:
+        try:
+            return await self._client.cached_of(container_id)
+        except CniError as error:
+            raise _failure(error, classify(error)) from error
 
     async def _delete(self, network: Network, attachment: Attachment) -> None:
         await self._twice(partial(self._client.delete, network, attachment))

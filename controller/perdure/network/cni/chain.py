@@ -16,6 +16,19 @@ from perdure.network.cni.plugin import Runner
 from perdure.network.cni.results import Result
 from perdure.network.cni.retries import classify
 
+CANNOT_HAVE_RUN = frozenset(
+    {
+        ErrorClass.PLUGIN_MISSING,
+        ErrorClass.PLUGIN_NOT_EXECUTABLE,
+        ErrorClass.INCOMPATIBLE_VERSION,
+        ErrorClass.UNSUPPORTED_FIELD,
+        ErrorClass.DECODING_FAILURE,
+        ErrorClass.INVALID_CONFIGURATION,
+    }
+)
+"""What fails a DEL as it failed the ADD: with this configuration the plugin has set nothing up, and whoever corrects that
+is not to be held up by the one that was recorded."""
+
 
 def request(network: Network, plugin: Plugin) -> Document:
     """A plugin's own configuration as every operation passes it (specification, deriving request configuration)."""
@@ -65,6 +78,8 @@ class Chain:
             kind = classify(error).kind
             if kind is ErrorClass.CONTAINER_UNKNOWN:
                 return None  # the specification: nothing is left to clean up
+            if kind in CANNOT_HAVE_RUN and not self.record.complete:
+                return None
             if kind is ErrorClass.NETNS_LOST and self.record.netns:
                 # What is under the path is no network namespace, as after a reboot; plugins ask for no path then.
                 return await replace(self, record=replace(self.record, netns=""))._delete_one(plugin, previous)
