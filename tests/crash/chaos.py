@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import structlog
 from tests.crash.matrix import Story, fail_points, kill_points, tell
-from tests.crash.stories import STORIES
+from tests.crash.networked_stories import EVERY_STORY
 
 MOST_KILLS = 4
 MOST_CALLS_BETWEEN_KILLS = 60
@@ -34,11 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def matrix(draw: random.Random, seconds: float) -> int:
     """Random cases until the time is over."""
-    ends = {story.name: tell(story) for story in STORIES}
+    ends = {story.name: tell(story) for story in EVERY_STORY}
     began = told = time.monotonic()
     tried = failed = 0
     while (now := time.monotonic()) - began < seconds:
-        story = draw.choice(STORIES)
+        story = draw.choice(EVERY_STORY)
         expected = ends[story.name]
         kills = [draw.choice(kill_points(expected))]
         for _ in range(draw.randrange(MOST_KILLS)):

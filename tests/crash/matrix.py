@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.crash.clock import JumpingLoop
-from tests.crash.plant import READS, Agency, Call, Killed, Survivors, may_fail
+from tests.crash.plant import READS, Agency, Call, Killed, Survivors, When, may_fail
 from tests.crash.promises import Broken, Promises
 
 from perdure.api.names import Identity, Uid
@@ -30,6 +30,8 @@ class Stage:
     goal: Goal
     during: str | None = None
     """A call: the moment at which `interrupt` is done, once."""
+    when: When | None = None
+    """None: whichever side of the call comes first."""
     interrupt: Act | None = None
     restarts: bool = False
     """The process is ended before the act and begun after it."""
@@ -45,6 +47,8 @@ class Story:
     """The story ends with a purge: nothing of the data may be left."""
     given_up: bool = False
     """A person gave data up that is not there any more."""
+    network: bool = False
+    """On a node that has a network."""
 
 
 @dataclass(slots=True)
@@ -73,7 +77,7 @@ def tell(story: Story, *, kill_at: Sequence[int] = (), fail_at: int | None = Non
 
 
 async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_at: int | None) -> End:
-    survivors = Survivors(loop.time, kill_at=kill_at, fail_at=fail_at)
+    survivors = Survivors(loop.time, story.network, kill_at=kill_at, fail_at=fail_at)
     promises = Promises(survivors)
     teller = _Teller(survivors)
     try:
@@ -119,7 +123,7 @@ class _Teller:
     async def play(self, stage: Stage, where: str) -> None:
         survivors = self._survivors
         if stage.interrupt is not None:
-            survivors.interfere = _once(survivors, stage.during, stage.interrupt)
+            survivors.interfere = _once(survivors, stage)
         if stage.restarts:
             await self._process.end()
             stage.act(survivors)
@@ -167,14 +171,14 @@ class _Teller:
         return process
 
 
-def _once(survivors: Survivors, during: str | None, act: Act) -> Callable[[Call], None]:
+def _once(survivors: Survivors, stage: Stage) -> Callable[[Call], None]:
     done = False
 
     def interfere(call: Call) -> None:
         nonlocal done
-        if not done and call.name == during:
+        if not done and stage.interrupt is not None and call.name == stage.during and stage.when in (None, call.when):
             done = True
-            act(survivors)
+            stage.interrupt(survivors)
 
     return interfere
 
@@ -197,6 +201,7 @@ def summary(survivors: Survivors) -> dict[str, Any]:
         "objects": [
             (
                 (r.name, order.get(r.uid), r.terminating, r.status.phase, r.status.restarts, r.finalizers),
+                (r.status.address, r.status.ports, r.host_ports),
                 [(c.type, c.status, c.reason) for c in r.status.conditions],
             )
             for r in survivors.cluster.runtimes.values()
@@ -211,9 +216,16 @@ def summary(survivors: Survivors) -> dict[str, Any]:
         "snapshots": sorted((order.get(s.ref.uid), s.facts.gate) for s in machine.snapshots.values()),
         "tasks": [task.facts.state for task in machine.tasks.values()],
         "containers": len(machine.containers),
-        "sandboxes": len(survivors.sandboxes.made),
+        "sandboxes": [
+            (order.get(uid), facts.mode, facts.attached, facts.addresses, facts.damage, facts.ports, facts.policy)
+            for uid, facts in survivors.sandboxes.made.items()
+        ],
+        "ports": sorted(
+            (at.number, at.transport, order.get(entry.uid), entry.reservation.name, entry.published)
+            for (_, at), entry in survivors.tables.ports.items()
+        ),
         "records": [
-            (r.phase, r.operation is None, r.workspace is not None, r.running, r.restarts, r.released)
+            (r.phase, r.operation is None, r.workspace is not None, r.running, r.restarts, r.released, r.host_ports)
             for r in survivors.disk.records.values()
         ],
     }

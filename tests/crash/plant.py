@@ -54,7 +54,7 @@ AMOUNTS = NodeAmounts(cpu="8", memory="8Gi")
 READS = frozenset(
     {
         *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
-        *("ledger.purging", "ledger.purgeable", "ledger.archives"),
+        *("ledger.purging", "ledger.purgeable", "ledger.archives", "ledger.abandoned_ports"),
         *("archives.preflight", "archives.verify", "archives.list"),
         *("engine.usage", "engine.layer", "engine.wait_task"),
     }
@@ -86,6 +86,8 @@ class Survivors:
     """Everything that outlives a process, and the record of its calls."""
 
     clock: Callable[[], float]
+    has_network: bool = False
+    """Whether the node has a network to attach runtimes to."""
     cluster: ClusterState = field(default_factory=ClusterState)
     tables: LedgerTables = field(default_factory=LedgerTables)
     disk: JournalDisk = field(default_factory=JournalDisk)
@@ -189,7 +191,7 @@ class Agency:
         installation = survivors.cluster.installation
         engine = FakeEngine(survivors.machine, installation, hook)
         self._engine = engine
-        sandbox = FakeSandbox(survivors.sandboxes, hook)
+        sandbox = FakeSandbox(survivors.sandboxes, hook, has_network=survivors.has_network)
         archives = FakeArchives(survivors.store, survivors.machine, hook)
         self.outbox = Outbox(self.journal, self._ledger, NODE_NAME)
         retries, probe = Retries(random.Random(1)), _Quiet()
@@ -299,6 +301,7 @@ class Agency:
     async def _publish(self) -> None:
         while True:
             await self._patiently(self._binder.publish_archives)
+            await self._patiently(self._binder.free_abandoned_ports)
             await asyncio.sleep(PUBLISH_SECONDS)
 
     def _handled(

@@ -1,4 +1,5 @@
-"""The promises about data, as checks over what survived: asked at each effect that matters, and at the end of a case."""
+"""The promises about data, and about ports, as checks over what survived: asked at each effect that matters, and at the
+end of a case."""
 
 from __future__ import annotations
 
@@ -7,10 +8,11 @@ from collections.abc import Mapping
 from tests.crash.plant import Call, Survivors
 from tests.fakes.engine import FakeSnapshot
 
-from perdure.api.names import Identity, Uid
+from perdure.api.names import Identity, RuntimeRef, Uid
+from perdure.api.network import PortPolicy
 from perdure.api.phases import Phase, may_follow
 from perdure.plan.operations import DURABLE
-from perdure.plan.world import Op, TaskState
+from perdure.plan.world import HostPort, Op, TaskState
 
 MIN_LEASE_SECONDS = 10.0
 
@@ -29,6 +31,8 @@ class Promises:
         survivors.watch = self._on_call
         survivors.machine.on_remove = self._on_remove
         survivors.machine.on_start = self._on_start
+        survivors.sandboxes.on_serve = self._on_serve
+        self._numbers: dict[tuple[Uid, str], int] = {}
 
     # ------------------------------------------------------------------------------------------ at effects
 
@@ -71,9 +75,44 @@ class Promises:
         restored = self._restored(snapshot)
         if restored is not None and restored.keys() - snapshot.files.keys():
             self._break(f"P3: a task starts on {key} without what was preserved for it")
+        self._check_network(snapshot.ref)
         machine = self._survivors.machine
         if any(task.key == key and task.facts.state is TaskState.RUNNING for task in machine.tasks.values()):
             self._break(f"two tasks are on {key}")
+
+    def _check_network(self, ref: RuntimeRef) -> None:
+        container = self._survivors.machine.containers[ref.container_id]
+        sandbox = self._survivors.sandboxes.made.get(ref.uid)
+        if sandbox is None or not sandbox.attached:
+            self._break(f"a program of {ref} starts before its network is there")
+        elif container.plan.netns != sandbox.netns:
+            self._break(f"a program of {ref} starts in {container.plan.netns}, and its network is in {sandbox.netns}")
+
+    def _on_serve(self, ref: RuntimeRef, ports: tuple[HostPort, ...]) -> None:
+        """Nothing is served that the ledger does not have published for it, and a Dynamic number is for ever."""
+        known = self._survivors.sandboxes.made.get(ref.uid)
+        names = {port.name for port in ports}
+        # A port that was taken out of the spec has lost its number, even if it comes back by the same name.
+        self._numbers = {key: at for key, at in self._numbers.items() if key[0] != ref.uid or key[1] in names}
+        for port in ports:
+            if (known is None or port not in known.ports) and port.host_port != self._published(ref.uid, port):
+                self._break(f"{port} of {ref} is served, and the ledger does not have it published")
+            if self._numbers.setdefault((ref.uid, port.name), port.host_port) != port.host_port:
+                if port.name not in self._static(ref.uid):
+                    self._break(f"port {port.name} of {ref} was {self._numbers[ref.uid, port.name]}, and is now {port}")
+                self._numbers[ref.uid, port.name] = port.host_port
+
+    def _published(self, uid: Uid, port: HostPort) -> int | None:
+        for (_, at), entry in self._survivors.tables.ports.items():
+            if (entry.uid, entry.reservation.name, at.transport) == (uid, port.name, port.protocol) and entry.published:
+                return at.number
+        return None
+
+    def _static(self, uid: Uid) -> frozenset[str]:
+        runtimes = (runtime for runtime in self._survivors.cluster.runtimes.values() if runtime.uid == uid)
+        return frozenset(
+            port.name for runtime in runtimes for port in runtime.spec.ports if port.policy is PortPolicy.STATIC
+        )
 
     def _restored(self, snapshot: FakeSnapshot) -> Mapping[str, str] | None:
         """What a first start must find: the newest archive of the identity that is older than this life."""
@@ -109,6 +148,13 @@ class Promises:
         for row in survivors.tables.operations.values():
             if row.started_at is None or row.finished_at is None:
                 self._break(f"P4: operation {row.op} of {row.ref} has no {'end' if row.started_at else 'start'}")
+        for uid, facts in survivors.sandboxes.made.items():
+            if any(port.host_port != self._published(uid, port) for port in facts.ports):
+                self._break(f"{facts.ports} of {uid} are served, and the ledger does not have all of them published")
+        lives = {runtime.uid for runtime in survivors.cluster.runtimes.values()}
+        for (_, at), port in survivors.tables.ports.items():
+            if port.uid not in lives:
+                self._break(f"{at} is reserved for {port.uid}, whose object is gone")
         if survivors.disk.unsent:
             self._break("P7: rows did not reach the ledger")
         self.raise_broken()

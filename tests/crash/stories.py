@@ -139,7 +139,7 @@ def gone(survivors: Survivors) -> bool:
     """No object, nothing of it on the engine, and no record of it."""
     machine = survivors.machine
     things = (machine.snapshots, machine.containers, machine.tasks, survivors.sandboxes.made, survivors.disk.records)
-    return the(survivors) is None and not any(things)
+    return the(survivors) is None and not any(things) and not survivors.tables.ports
 
 
 def preserved(count: int) -> Goal:

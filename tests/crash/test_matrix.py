@@ -8,12 +8,12 @@ from functools import cache
 
 import pytest
 from tests.crash.matrix import End, Story, fail_points, kill_points, tell
-from tests.crash.stories import STORIES
+from tests.crash.networked_stories import EVERY_STORY
 
 DOUBLE_KILLS = 12
 """Per story; `hack/chaos matrix` tries many more."""
 
-every_story = pytest.mark.parametrize("story", STORIES, ids=lambda story: story.name)
+every_story = pytest.mark.parametrize("story", EVERY_STORY, ids=lambda story: story.name)
 
 
 @cache

@@ -199,6 +199,8 @@ def exchange_ledger(survivors: Survivors) -> None:
     tables.id = "another ledger"
     for table in (tables.bindings, tables.runtimes, tables.operations, tables.leases, tables.archives):
         table.clear()
+    tables.ports.clear()
+    tables.port_ranges.clear()
 
 
 def exchange_cluster(survivors: Survivors) -> None:

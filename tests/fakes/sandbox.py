@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -11,7 +11,7 @@ from tests.fakes.journal import Hook
 from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy, network_mode
 from perdure.plan.certainty import Absent, Certain, Present
-from perdure.plan.world import SandboxFacts
+from perdure.plan.world import HostPort, SandboxFacts
 from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
@@ -22,6 +22,8 @@ class SandboxState:
 
     made: dict[Uid, SandboxFacts] = field(default_factory=dict)
     foreign_listeners: set[int] = field(default_factory=set)
+    on_serve: Callable[[RuntimeRef, tuple[HostPort, ...]], None] | None = None
+    """Called before ports lead into a runtime: the place where a test asks whose they are."""
 
     def free_address(self) -> str:
         taken = {address for facts in self.made.values() for address in facts.addresses}
@@ -42,7 +44,7 @@ class FakeSandbox:
         if self._on_call is not None:
             self._on_call("sandbox.create", "before")
         mode = network_mode(plan.spec.network, node_has_cni=self._has_network)
-        empty = SandboxFacts(f"/run/netns/{plan.ref.uid}", mode, attached=mode is NetworkMode.NONE)
+        empty = SandboxFacts(f"/run/{mode.value}/{plan.ref.uid}", mode, attached=mode is NetworkMode.NONE)
         facts = self._state.made.setdefault(plan.ref.uid, empty)
         if self._on_call is not None:
             self._on_call("sandbox.create", "after")
@@ -64,6 +66,8 @@ class FakeSandbox:
         if self._on_call is not None:
             self._on_call("sandbox.attach", "before")
         await self.ask_for_ports(plan)
+        if self._state.on_serve is not None:
+            self._state.on_serve(plan.ref, plan.ports)
         address = found.addresses or (self._state.free_address(),)
         policy = plan.spec.network.policy or NetworkPolicy()
         whole = SandboxFacts(found.netns, found.mode, True, address, plan.ports, policy)
