@@ -5,12 +5,15 @@ It exits with 0 when the benchmark ran, whatever the figures are.
 
 import argparse
 import asyncio
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from perdure.network.cni.errors import CniError
 from perdure.reconcile.ports.errors import PortError
@@ -64,6 +67,7 @@ def main(arguments: list[str]) -> int:
     directory = options.dir.resolve() if options.dir else None
     file = RESULTS / f"{options.name}{'-profile' if options.profile else ''}.json"
     measuring = benchmark.profile(directory, n) if options.profile else benchmark.run(directory, n, options.quick)
+    _say_only_warnings()
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # ctr is forked beside a gRPC client; the child only execs
     failed = False
     try:
@@ -77,6 +81,14 @@ def main(arguments: list[str]) -> int:
         for error in _leaves(errors):
             say(f"hack/bench {options.name}: {error}")
     return 1 if failed else 0
+
+
+def _say_only_warnings() -> None:
+    """Of the adapters that the benchmark calls itself, and on stderr: stdout is for the table."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 async def _until_terminated(measuring: Coroutine[None, None, Measured]) -> Measured:
