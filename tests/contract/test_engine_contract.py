@@ -28,7 +28,7 @@ from perdure.api.runtime import PullPolicy, RuntimeSpec
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import TaskState
 from perdure.reconcile.ports.engine import EngineEvent
-from perdure.reconcile.ports.errors import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused, SandboxFailed
 from rig.clients import Services
 
 
@@ -343,6 +343,76 @@ async def test_a_program_that_is_not_in_the_image_is_the_users_to_mend_and_leave
     assert (await rig.engine.layer(key)).key == key
     await rig.engine.create_container(await rig.plan(ref, key, spec_hash="hash-2"))
     assert (await rig.engine.start_task(ref.container_id, key)).state is TaskState.RUNNING
+
+
+async def test_what_is_to_happen_before_the_program_runs_happens_before_it_runs(rig: EngineRig) -> None:
+    ref = new_ref()
+    key = await rig.prepared(ref)
+    await rig.engine.create_container(await rig.plan(ref, key))
+    seen: list[TaskState | None] = []
+
+    async def before_start() -> None:
+        for _ in range(3):
+            task = (await rig.view(ref)).task
+            seen.append(task.it.state if isinstance(task, Present) else None)
+
+    assert (await rig.engine.start_task(ref.container_id, key, before_start)).state is TaskState.RUNNING
+    assert len(seen) == 3
+    assert set(seen) <= {None, TaskState.CREATED}
+    assert (await rig.task(ref)).state is TaskState.RUNNING
+
+
+async def test_a_program_does_not_run_if_what_comes_before_it_failed_and_may_be_started_again(rig: EngineRig) -> None:
+    ref = new_ref()
+    key = await rig.prepared(ref)
+    await rig.engine.create_container(await rig.plan(ref, key, Program.EXITS_3))
+
+    async def fails() -> None:
+        raise SandboxFailed("no address is left", reason=Reason.ADDRESS_POOL_EXHAUSTED)
+
+    for _ in range(2):
+        with pytest.raises(SandboxFailed, match="no address is left"):
+            await rig.engine.start_task(ref.container_id, key, fails)
+        view = await rig.view(ref)
+        assert view.task == Absent()
+        assert isinstance(view.container, Present)
+        assert (await rig.engine.layer(key)).key == key
+    await rig.engine.start_task(ref.container_id, key)
+    exit_ = (await rig.ended(ref)).exit
+    assert exit_ is not None
+    assert exit_.code == 3
+
+
+async def test_a_start_that_is_cancelled_meanwhile_is_done_by_the_next_one(rig: EngineRig) -> None:
+    ref = new_ref()
+    key = await rig.prepared(ref)
+    await rig.engine.create_container(await rig.plan(ref, key))
+    reached = asyncio.Event()
+
+    async def hangs() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    starting = asyncio.create_task(rig.engine.start_task(ref.container_id, key, hangs))
+    await asyncio.wait_for(reached.wait(), 30)
+    starting.cancel()
+    await asyncio.wait({starting}, timeout=30)
+    assert starting.cancelled()
+    assert (await rig.engine.start_task(ref.container_id, key)).state is TaskState.RUNNING
+
+
+async def test_nothing_happens_before_the_start_of_what_runs_or_has_ended(rig: EngineRig) -> None:
+    ref = new_ref()
+    key = await rig.running(ref)
+    task = await rig.task(ref)
+
+    async def never() -> None:
+        raise AssertionError("there is a task already")
+
+    assert await rig.engine.start_task(ref.container_id, key, never) == task
+    await rig.engine.signal_task(ref.container_id, "SIGKILL")
+    ended = await rig.ended(ref)
+    assert await rig.engine.start_task(ref.container_id, key, never) == ended
 
 
 async def test_starting_without_a_container_is_refused(rig: EngineRig) -> None:
