@@ -89,18 +89,51 @@ def names(folder: Path) -> list[str]:
 
 def is_inhabited(path: Path) -> bool:
     """Whether any process lives in the namespace of that name. Raises `OSError` where that cannot be told."""
-    try:
-        wanted = path.stat().st_ino
-    except FileNotFoundError:
+    if state(path) is not NameState.MOUNTED:
         return False
+    wanted, net_dev = path.stat().st_ino, _net_dev(path)
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             try:
-                if (process / "ns/net").stat().st_ino == wanted:
+                if _lives_in(process, wanted, net_dev):
                     return True
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it ended meanwhile
     return False
+
+
+def _lives_in(process: Path, wanted: int, net_dev: int) -> bool:
+    try:
+        return (process / "ns/net").stat().st_ino == wanted
+    except PermissionError:
+        # The process may do what this one may not (ptrace(2), PTRACE_MODE_READ). That does not hide its net/dev, which is
+        # one file for each network namespace (fs/proc/proc_net.c).
+        return (process / "net/dev").stat().st_ino == net_dev
+
+
+def _net_dev(path: Path) -> int:
+    """The inode of /proc/net/dev in the namespace at `path`."""
+    found: list[int | OSError] = []
+    visitor = threading.Thread(target=_enter_and_stat, args=(path, found), name="netns")
+    visitor.start()
+    visitor.join()
+    (answer,) = found
+    if isinstance(answer, OSError):
+        raise answer
+    return answer
+
+
+def _enter_and_stat(path: Path, found: list[int | OSError]) -> None:
+    """Runs in a thread of its own, which ends afterwards: setns(2) moves the calling thread alone."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(descriptor, CLONE_NEWNET), f"enter the network namespace at {path}")
+        finally:
+            os.close(descriptor)
+        found.append(os.stat("/proc/thread-self/net/dev").st_ino)
+    except OSError as error:
+        found.append(error)
 
 
 def remove(path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -124,3 +126,40 @@ async def test_a_folder_that_cannot_be_made_is_said(run_dir: Path) -> None:
         await sandbox.create(SandboxPlan(REF, RuntimeSpec(image="any")))
     assert isinstance(await sandbox.observe(REF), Unknown)
     (run_dir / "netns").unlink()
+
+
+ASK = "import sys; from pathlib import Path; from perdure.network import netns; print(netns.is_inhabited(Path(sys.argv[1])))"
+
+
+def is_inhabited_as_seen(name: Path, *launcher: str) -> bool:
+    """By another process."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    answer = subprocess.run(
+        [*launcher, sys.executable, "-c", ASK, str(name)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env=environment,
+    )
+    return {"True": True, "False": False}[answer.stdout.strip()]
+
+
+@pytest.mark.parametrize("launcher", [(), ("setpriv", "--bounding-set=-sys_ptrace,-sys_nice")], ids=["all", "less"])
+def test_a_process_in_a_namespace_is_seen_by_whoever_may_do_as_much_and_by_whoever_may_do_less(
+    name: Path, launcher: tuple[str, ...]
+) -> None:
+    netns.create(name)
+    assert not is_inhabited_as_seen(name, *launcher)
+    command = ["nsenter", f"--net={name}", "sh", "-c", "echo && exec sleep 600"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"\n"
+        assert is_inhabited_as_seen(name, *launcher)
+        process.kill()
+    assert not is_inhabited_as_seen(name, *launcher)
+
+
+def test_nobody_lives_in_what_is_no_namespace(plain: Path, run_dir: Path) -> None:
+    assert not netns.is_inhabited(plain)
+    assert not netns.is_inhabited(run_dir / "absent")
