@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import structlog
@@ -22,7 +23,7 @@ from perdure.network.attachments import Attached, Attachments, Damage
 from perdure.network.cni.attachment import Attachment
 from perdure.network.cni.client import CniClient
 from perdure.network.cni.configuration import Network
-from perdure.network.cni.error_classes import Action
+from perdure.network.cni.error_classes import Action, ErrorClass
 from perdure.network.cni.errors import CniError
 from perdure.network.cni.retries import classify
 from perdure.network.cni_sandbox import IFNAME, CniSandbox
@@ -34,6 +35,8 @@ from perdure.reconcile.ports.errors import SandboxFailed
 LOOK_SECONDS = 30.0
 SWEEP_EVERY = 4
 """A sweep with every so many looks: what one finds leaked the next one removes, if it still is."""
+
+_ABOUT_RULES = frozenset({Action.REPAIR_RULES, Action.IGNORE})
 
 log = structlog.get_logger(__name__)
 
@@ -95,11 +98,15 @@ class Upkeep:
         self.wake(uid)
 
     async def _without_rules(self, published: list[Attached]) -> list[Uid]:
-        """Whose ports no NAT rule names. The plugins write the container's id into a comment of each of theirs."""
-        if not published:
-            return []
-        rules = await run("reading the port rules", "iptables-save", "-t", "nat", launcher=self.launcher)
-        return [one.ref.uid for one in published if one.ref.uid not in rules]
+        """Whose ports no NAT rule names, in a family that it has an address of. The plugins write the container's id into a
+        comment of each of theirs."""
+        missing: dict[Uid, None] = {}
+        for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
+            asked = [one for one in published if version in _versions(one)]
+            if asked:
+                rules = await run("reading the port rules", program, "-t", "nat", launcher=self.launcher)
+                missing |= {one.ref.uid: None for one in asked if one.ref.uid not in rules}
+        return list(missing)
 
     async def sweep(self, network: Network) -> None:
         """Take away what is left of runtimes that are on no record, once a second look confirms it and nothing lives in
@@ -126,7 +133,14 @@ class Upkeep:
             await self.client.check(network, attachment)
         except CniError as error:
             verdict = classify(error)
-            if verdict.action is Action.IGNORE:
-                return None
-            return Damage(f"[{verdict.kind.value}] {error}", interface=verdict.action is not Action.REPAIR_RULES)
+            if verdict.action is Action.IGNORE and not (
+                verdict.kind is ErrorClass.CHECK_UNRELIABLE and 6 in _versions(attached)
+            ):
+                return None  # what is missed is of a family that it has no address of
+            return Damage(f"[{verdict.kind.value}] {error}", interface=verdict.action not in _ABOUT_RULES)
         return None
+
+
+def _versions(attached: Attached) -> frozenset[int]:
+    """Of IP, that it has addresses of."""
+    return frozenset(ip_address(address).version for address in attached.addresses)

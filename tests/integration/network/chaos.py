@@ -7,8 +7,10 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
 import time
+from types import FrameType
 
 import structlog
 from tests.integration.network.own_node import own_node
@@ -32,6 +34,7 @@ def main(arguments: list[str]) -> int:
         say("hack/chaos: networks need root")
         return 1
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     began = time.monotonic()
     say(f"==> {options.n} lives, seed {options.seed}")
     try:
@@ -48,6 +51,11 @@ def main(arguments: list[str]) -> int:
         f"neighbours, in {time.monotonic() - began:.0f} s"
     )
     return _judged(outcome, options.n)
+
+
+def _exit_on_signal(number: int, _frame: FrameType | None) -> None:
+    """So that the node is taken down on the way out."""
+    sys.exit(128 + number)
 
 
 def _judged(outcome: Outcome, wanted: int) -> int:

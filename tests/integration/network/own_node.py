@@ -10,8 +10,10 @@ import ctypes
 import json
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,8 @@ PLUGINS = Path("/usr/lib/cni")
 NAME, BRIDGE = "agents", "agents0"
 SUBNET4, SUBNET6 = "10.89.0.0/24", "fd89::/64"
 GATEWAY4 = "10.89.0.1"
+WAIT_SECONDS = 20.0
+"""For what must arrive."""
 CLONE_NEWNET = 0x4000_0000
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -57,6 +61,26 @@ def own_namespace() -> Iterator[None]:
 def _check(result: int) -> None:
     if result != 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def socket_in(path: Path, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
+    """A TCP socket of the network namespace at `path`; whoever has it talks from there."""
+    made: list[socket.socket] = []
+
+    def enter() -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(descriptor, CLONE_NEWNET))
+            made.append(socket.socket(family))
+        finally:
+            os.close(descriptor)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    (one,) = made
+    one.settimeout(WAIT_SECONDS)
+    return one
 
 
 def run(*command: str, feed: str = "") -> str:
@@ -155,6 +179,13 @@ class OwnNode:
         (shown,) = json.loads(self.inside(uid, "ip", "-j", "address", "show", "dev", "eth0"))
         return [one["local"] for one in shown["addr_info"] if one["scope"] == "global"]
 
+    def listen(self, uid: Uid, address: str, port: int = 80) -> socket.socket:
+        server = socket_in(self.netns(uid), socket.AF_INET6 if ":" in address else socket.AF_INET)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((address, port))
+        server.listen(8)
+        return server
+
     def links(self) -> list[str]:
         return [one["ifname"] for one in json.loads(run("ip", "-j", "link"))]
 
@@ -195,7 +226,7 @@ class OwnNode:
         """What outlives nothing: names of namespaces, links, rules, the run folder."""
         self._forget_namespaces()
         for name in self.links():
-            if name != "lo":
+            if name != "lo" and not name.startswith("veth"):  # those went with the namespaces
                 run("ip", "link", "delete", name)
         run("nft", "flush", "ruleset")
         shutil.rmtree(self.run_dir)
@@ -205,7 +236,7 @@ class OwnNode:
         shutil.rmtree(self.folder)
 
     def _forget_namespaces(self) -> None:
-        for folder in (self.run_dir / "cni/netns", self.run_dir / "netns"):
+        for folder in self.folder.rglob("netns"):
             for name in netns.names(folder):
                 netns.remove(folder / name)
 

@@ -7,8 +7,6 @@ Called by `test_starts` and by `hack/chaos network`.
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import os
 import socket
 import threading
 from collections import Counter
@@ -18,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from tests.integration.network.faulty_plugins import FaultyPlugins
-from tests.integration.network.own_node import GATEWAY4, PLUGINS, OwnNode, tcp
+from tests.integration.network.own_node import GATEWAY4, PLUGINS, OwnNode, socket_in, tcp
 
 from perdure.api.names import RuntimeRef, Uid
 from perdure.cli.networks import Networks, Patience
@@ -60,11 +58,12 @@ class Conversation:
     """An echo server in a neighbour's namespace, and connections to it that are open from the beginning to the end."""
 
     def __init__(self, server: Path, client: Path, address: str) -> None:
-        self._server = in_namespace(server)
+        self._server = socket_in(server)
+        self._server.settimeout(ANSWER_SECONDS)
         self._server.bind((address, 80))
         self._server.listen(4)
         threading.Thread(target=self._serve, daemon=True).start()
-        self._clients = [in_namespace(client), socket.socket()]
+        self._clients = [socket_in(client), socket.socket()]
         for connection, target in zip(self._clients, ((address, 80), (GATEWAY4, NEIGHBOUR_PORT)), strict=True):
             connection.settimeout(ANSWER_SECONDS)
             connection.connect(target)
@@ -91,26 +90,6 @@ def _echo(connection: socket.socket) -> None:
             connection.sendall(said)
 
 
-def in_namespace(path: Path) -> socket.socket:
-    """A TCP socket of that network namespace."""
-    made: list[socket.socket] = []
-
-    def enter() -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            if ctypes.CDLL(None).setns(descriptor, 0) == 0:
-                made.append(socket.socket())
-        finally:
-            os.close(descriptor)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    (one,) = made
-    one.settimeout(ANSWER_SECONDS)
-    return one
-
-
 @dataclass(slots=True)
 class Starts:
     """`node` is configured, and the caller in its namespace."""
@@ -121,12 +100,17 @@ class Starts:
     random: Random
     outcome: Outcome = field(default_factory=Outcome)
     _retries: Retries = field(default_factory=Retries)
+    _alive: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(3 * AT_ONCE))
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     _coming: asyncio.Condition = field(default_factory=asyncio.Condition)
     _come: int = 0
 
     async def life(self, number: int, total: int) -> None:
         """One runtime: it gets its network, is seen to have it, stays while others come or does not, and goes."""
+        async with self._alive:
+            await self._live(number, total)
+
+    async def _live(self, number: int, total: int) -> None:
         ports = tuple(tcp(7000 + 2 * number + n, f"p{n}") for n in range(self.random.choice((0, 0, 1, 2))))
         plan = self.node.plan(*ports)
         stays = self.random.randrange(2) * AT_ONCE

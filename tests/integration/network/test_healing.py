@@ -1,0 +1,280 @@
+"""What somebody takes away of networks that are in use comes back, without what can stay being touched; and what nobody has
+any more goes, on a second look, and only where it is this network's."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from tests.integration.network.own_node import BRIDGE, GATEWAY4, PORTMAP, OwnNode, bridge, run, socket_in, tcp
+
+from perdure.api.names import Uid
+from perdure.cli.networks import Networks
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.world import SandboxFacts
+from perdure.reconcile.ports.sandbox import SandboxPlan
+
+pytestmark = pytest.mark.root
+
+
+@dataclass
+class Pair:
+    """A runtime with a port and one without, of one namespace; the agent that attached them."""
+
+    node: OwnNode
+    agent: Networks
+    published: SandboxPlan
+    plain: SandboxPlan
+    facts: SandboxFacts
+
+    async def look(self) -> None:
+        await self.agent.upkeep.look(self.node.network())
+
+    async def damage(self, uid: Uid) -> str:
+        plan = self.published if uid == self.published.ref.uid else self.plain
+        seen = await self.agent.sandbox.observe(plan.ref)
+        assert isinstance(seen, Present)
+        return seen.it.damage
+
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """A connection from the one without to the one with a port, open all the while, with data at its end."""
+        address = self.facts.addresses[0]
+        with (
+            self.node.listen(self.published.ref.uid, address, 81) as server,
+            socket_in(self.node.netns(self.plain.ref.uid)) as client,
+        ):
+            client.connect((address, 81))
+            connection, _ = server.accept()
+            with connection:
+                yield
+                client.sendall(b"still here")
+                connection.settimeout(20)
+                assert connection.recv(16) == b"still here"
+
+    def port_leads_in(self) -> bool:
+        with self.node.listen(self.published.ref.uid, self.facts.addresses[0]) as server:
+            try:
+                client = socket.create_connection((GATEWAY4, 7001), timeout=20)
+            except ConnectionRefusedError:
+                return False
+            with client:
+                server.accept()[0].close()
+            return True
+
+
+async def pair(node: OwnNode, *plugins: dict[str, object]) -> Pair:
+    node.write(*plugins)
+    agent, published = await node.agent(), node.plan(tcp(7001))
+    plain = node.plan(of=published.ref)
+    for plan in (published, plain):
+        await agent.sandbox.create(plan)
+    facts = await agent.sandbox.attach(published)
+    await agent.sandbox.attach(plain)
+    return Pair(node, agent, published, plain, facts)
+
+
+def essence(traces: list[str]) -> list[str]:
+    """Without the order that elements and rules are listed in."""
+    return sorted(traces)
+
+
+async def test_a_look_at_what_is_well_finds_and_changes_nothing(node: OwnNode) -> None:
+    here = await pair(node)
+    before = node.traces()
+    await here.look()
+    assert node.woken == []
+    assert node.traces() == before
+    assert here.port_leads_in()
+
+
+async def test_flushed_port_rules_come_back_and_whoever_is_connected_stays_so(node: OwnNode) -> None:
+    here = await pair(node)
+    before = essence(node.traces())
+    with here.connected():
+        run("iptables", "-t", "nat", "-F")
+        assert not here.port_leads_in()
+        await here.look()
+        assert node.woken == [here.published.ref.uid], "who has no port has lost nothing"
+        assert "rules-missing" in await here.damage(here.published.ref.uid)
+        assert await here.agent.sandbox.attach(here.published) == here.facts
+        assert here.port_leads_in()
+    assert essence(node.traces()) == before
+
+
+async def test_after_a_flush_of_everything_the_firewall_is_back_with_the_look_and_ports_with_the_repair(
+    node: OwnNode,
+) -> None:
+    here = await pair(node)
+    elements, before = sorted(node.elements()), essence(node.traces())
+    with here.connected():
+        run("nft", "flush", "ruleset")
+        assert node.elements() == []
+        await here.look()
+        assert sorted(node.elements()) == elements
+        assert node.woken == [here.published.ref.uid]
+        assert await here.agent.sandbox.attach(here.published) == here.facts
+        assert here.port_leads_in()
+    assert essence(node.traces()) == before
+
+
+async def test_a_new_agent_restores_what_was_flushed_while_there_was_none(node: OwnNode) -> None:
+    here = await pair(node)
+    before = essence(node.traces())
+    run("nft", "flush", "ruleset")
+    here.agent = await node.agent()
+    await here.look()
+    assert node.woken == [here.published.ref.uid]
+    assert await here.agent.sandbox.attach(here.published) == here.facts
+    assert essence(node.traces()) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (("ip", "link", "delete", "eth0"), "interface eth0 is gone"),
+        (("ip", "link", "set", "eth0", "down"), "interface eth0 is down"),
+        (("ip", "address", "flush", "dev", "eth0"), "interface eth0 has lost address"),
+    ],
+)
+async def test_a_damaged_interface_is_attached_anew_and_nobody_else_is(
+    node: OwnNode, command: tuple[str, ...], why: str
+) -> None:
+    here = await pair(node)
+    uid = here.plain.ref.uid
+    node.inside(uid, *command)
+    await here.look()
+    assert node.woken == [uid]
+    assert why in await here.damage(uid)
+    facts = await here.agent.sandbox.attach(here.plain)
+    assert tuple(node.addresses(uid)) == facts.addresses
+    assert sorted(node.leased()) == sorted((*facts.addresses, *here.facts.addresses))
+    with here.connected():
+        node.woken.clear()
+        await here.look()
+    assert node.woken == []
+
+
+async def test_a_link_that_is_deleted_on_the_node_s_side_is_made_anew(node: OwnNode) -> None:
+    here = await pair(node)
+    uid = here.published.ref.uid
+    attached = here.agent.upkeep.attachments.get(uid)
+    assert attached is not None
+    run("ip", "link", "delete", attached.port)
+    await here.look()
+    assert node.woken == [uid]
+    here.facts = await here.agent.sandbox.attach(here.published)
+    assert tuple(node.addresses(uid)) == here.facts.addresses
+    assert here.port_leads_in()
+    for plan in (here.published, here.plain):
+        await here.agent.sandbox.remove(plan.ref)
+    assert node.traces() == []
+
+
+async def test_after_a_reboot_everything_is_made_anew_and_addresses_of_before_are_freed(node: OwnNode) -> None:
+    here = await pair(node)
+    node.reboot()
+    assert len(node.leased()) == 2, "the folder of addresses is one that outlives a reboot"
+    here.agent = await node.agent()
+    sandbox = here.agent.sandbox
+    assert await sandbox.observe(here.published.ref) == Absent()
+    assert list(await sandbox.inventory()) == []
+    node.known.discard(here.plain.ref.uid)
+    await sandbox.create(here.published)
+    here.facts = await sandbox.attach(here.published)
+    assert here.port_leads_in()
+    for _ in range(2):
+        await here.agent.upkeep.sweep(node.network())
+    assert node.leased() == list(here.facts.addresses)
+    await sandbox.remove(here.published.ref)
+    assert node.traces() == []
+
+
+async def test_a_namespace_that_lost_its_name_gets_it_back_from_the_process_in_it(node: OwnNode) -> None:
+    here = await pair(node)
+    uid = here.published.ref.uid
+    before = essence(node.traces())
+    with living_in(node, uid) as process, here.connected():
+        run("umount", str(node.netns(uid)))
+        assert await here.agent.sandbox.observe(here.published.ref) == Absent()
+        adopting = SandboxPlan(here.published.ref, here.published.spec, here.published.ports, pid=process.pid)
+        assert await here.agent.sandbox.create(adopting) == here.facts
+    assert essence(node.traces()) == before
+
+
+async def test_what_nobody_has_goes_on_the_second_look_and_others_keep_theirs(node: OwnNode) -> None:
+    here = await pair(node, bridge(ipMasq=True), PORTMAP, {"type": "firewall"})
+    other = await another_network(node)
+    others = essence(other.traces())
+    node.known.discard(here.published.ref.uid)
+    run("ip", "link", "add", "half0", "type", "veth", "peer", "name", "half1")
+    run("ip", "link", "set", "half0", "master", BRIDGE)
+    before = essence(node.traces())
+    await here.agent.upkeep.sweep(node.network())
+    assert essence(node.traces()) == before, "seen once is not enough"
+    await here.agent.upkeep.sweep(node.network())
+    left = node.traces()
+    assert not [trace for trace in left if here.published.ref.uid in trace or here.facts.addresses[0] in trace]
+    assert not [trace for trace in left if "half" in trace]
+    assert len(node.leased()) == 1
+    assert essence(other.traces()) == [trace for trace in others if trace in other.traces()]
+    assert {trace for trace in others if other.leases.name in trace or "second" in trace} <= set(other.traces())
+
+
+async def test_what_is_left_of_a_record_that_was_lost_is_swept(node: OwnNode) -> None:
+    here = await pair(node, bridge(ipMasq=True), PORTMAP, {"type": "firewall"})
+    uid = here.published.ref.uid
+    node.known.discard(uid)
+    for part in (f"results/agents-{uid}-eth0", f"attached/{uid}"):
+        (node.run_dir / "cni" / part).unlink()
+    here.agent = await node.agent()
+    await here.look()
+    for _ in range(4):
+        await here.agent.upkeep.sweep(node.network())
+    left = node.traces()
+    assert not [trace for trace in left if uid in trace or here.facts.addresses[0] in trace]
+    assert len([trace for trace in left if trace.startswith("link ")]) == 1
+    assert not [line for line in run("iptables-save").splitlines() if here.facts.addresses[0] in line]
+
+
+async def test_a_namespace_that_somebody_lives_in_is_nobody_s_to_take(node: OwnNode) -> None:
+    here = await pair(node)
+    uid = here.published.ref.uid
+    node.known.discard(uid)
+    before = essence(node.traces())
+    with living_in(node, uid):
+        for _ in range(3):
+            await here.agent.upkeep.sweep(node.network())
+        assert essence(node.traces()) == before
+    await here.agent.upkeep.sweep(node.network())
+    assert not [trace for trace in node.traces() if uid in trace]
+
+
+@contextmanager
+def living_in(node: OwnNode, uid: Uid) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(
+        ["nsenter", f"--net={node.netns(uid)}", "sh", "-c", "echo && exec sleep 600"], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.read(1) == b"\n"
+            yield process
+        finally:
+            process.kill()
+
+
+async def another_network(node: OwnNode) -> OwnNode:
+    """Of somebody else on the same node, with a runtime that this node's agent has never heard of."""
+    folder = node.folder / "second"
+    folder.mkdir()
+    other = OwnNode(folder)
+    first = bridge("10.91.0.0/24", bridge="second0", ipMasq=True)
+    other.write(first, PORTMAP, {"type": "firewall"}, name="second")
+    agent, plan = await other.agent(), other.plan(tcp(7002))
+    await agent.sandbox.create(plan)
+    await agent.sandbox.attach(plan)
+    return other
