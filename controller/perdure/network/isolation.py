@@ -98,7 +98,9 @@ class Isolation:
                 log.warning("network_without_isolation", network=network.name, why="it is no bridge with host-local")
                 self._firewall = None
                 return
-            self._here = {one.ref.uid: one for one in self._attachments.all() if one.network == network.name}
+            # Whoever was attached when the network of this name was none of a bridge has no port that could be protected.
+            known = (one for one in self._attachments.all() if one.network == network.name and one.port and one.mac)
+            self._here = {one.ref.uid: one for one in known}
             firewall = self._make(rules)
             await firewall.restore(map(_member, self._here.values()), allowed(self._here.values()))
             self._firewall = firewall
@@ -108,7 +110,7 @@ class Isolation:
         async with self._turn:
             self._here[attached.ref.uid] = attached
             if self._firewall is not None:
-                await self._firewall.admit(_member(attached))
+                await self._firewall.admit(_protected(attached))
                 await self._firewall.allow(allowed(self._here.values()))
 
     async def expel(self, uid: Uid) -> None:
@@ -142,6 +144,18 @@ def _is(source: Attached, peer: NetworkPeer, target: Attached) -> bool:
         and peer.kind in (None, source.ref.kind)
         and peer.name in (None, source.ref.name)
     )
+
+
+def _protected(attached: Attached) -> Member:
+    """Raises `SandboxFailed` for what no rule could name: it must not run beside others unprotected."""
+    try:
+        return _member(attached)
+    except ValueError as error:
+        raise SandboxFailed(
+            f"{attached.ref} cannot be protected on network {attached.network}: {error}; its bridge plugin must tell the "
+            "links that it makes",
+            reason=Reason.CNI_CONFIGURATION_INVALID,
+        ) from error
 
 
 def _member(attached: Attached) -> Member:
