@@ -383,24 +383,6 @@ async def test_a_program_does_not_run_if_what_comes_before_it_failed_and_may_be_
     assert exit_.code == 3
 
 
-async def test_a_start_that_is_cancelled_meanwhile_is_done_by_the_next_one(rig: EngineRig) -> None:
-    ref = new_ref()
-    key = await rig.prepared(ref)
-    await rig.engine.create_container(await rig.plan(ref, key))
-    reached = asyncio.Event()
-
-    async def hangs() -> None:
-        reached.set()
-        await asyncio.Event().wait()
-
-    starting = asyncio.create_task(rig.engine.start_task(ref.container_id, key, hangs))
-    await asyncio.wait_for(reached.wait(), 30)
-    starting.cancel()
-    await asyncio.wait({starting}, timeout=30)
-    assert starting.cancelled()
-    assert (await rig.engine.start_task(ref.container_id, key)).state is TaskState.RUNNING
-
-
 async def test_nothing_happens_before_the_start_of_what_runs_or_has_ended(rig: EngineRig) -> None:
     ref = new_ref()
     key = await rig.running(ref)

@@ -10,7 +10,7 @@ from tests.fakes.journal import FakeJournal, JournalDisk
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Uid
 from perdure.reconcile.guards import Guards, too_many_absent
-from perdure.reconcile.ports.errors import EngineUnavailable
+from perdure.reconcile.ports.errors import EngineUnavailable, SandboxFailed
 from perdure.reconcile.ports.ledger import LedgerIdentity
 from perdure.reconcile.retries import Retries
 
@@ -83,6 +83,16 @@ def test_delays_double_to_a_minute_and_an_edit_begins_anew() -> None:
         assert 0.8 * longest <= delay <= longest
     assert retries.failure(UID, 2) is None
     assert retries.failed(UID, 2, "StartTask", AWAY, 100.0).retry_at <= 100.5
+
+
+def test_what_only_a_change_of_the_node_helps_is_looked_at_as_seldom_as_anything_and_counted() -> None:
+    retries = Retries(random.Random(1))
+    error = SandboxFailed("no plugin bridge", reason=Reason.CNI_PLUGIN_MISSING, of_node=True)
+    for attempt in (1, 2, 3):
+        failure = retries.failed(UID, 1, "StartTask", error, 100.0)
+        assert 48.0 <= failure.retry_at - 100.0 <= 60.0
+        assert (failure.attempts, failure.reason, failure.user_error) == (attempt, Reason.CNI_PLUGIN_MISSING, False)
+    assert retries.failed(UID, 1, "StartTask", AWAY, 100.0).attempts == 4
 
 
 def test_a_failure_counts_until_it_succeeds() -> None:
