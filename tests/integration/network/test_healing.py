@@ -20,6 +20,8 @@ from perdure.reconcile.ports.sandbox import SandboxPlan
 
 pytestmark = pytest.mark.root
 
+SECOND_ADDRESS = "10.91.0.2"
+
 
 @dataclass
 class Pair:
@@ -78,11 +80,6 @@ async def pair(node: OwnNode, *plugins: dict[str, object]) -> Pair:
     return Pair(node, agent, published, plain, facts)
 
 
-def essence(traces: list[str]) -> list[str]:
-    """Without the order that elements and rules are listed in."""
-    return sorted(traces)
-
-
 async def test_a_look_at_what_is_well_finds_and_changes_nothing(node: OwnNode) -> None:
     here = await pair(node)
     before = node.traces()
@@ -94,7 +91,7 @@ async def test_a_look_at_what_is_well_finds_and_changes_nothing(node: OwnNode) -
 
 async def test_flushed_port_rules_come_back_and_whoever_is_connected_stays_so(node: OwnNode) -> None:
     here = await pair(node)
-    before = essence(node.traces())
+    before = sorted(node.traces())
     with here.connected():
         run("iptables", "-t", "nat", "-F")
         assert not here.port_leads_in()
@@ -103,14 +100,14 @@ async def test_flushed_port_rules_come_back_and_whoever_is_connected_stays_so(no
         assert "rules-missing" in await here.damage(here.published.ref.uid)
         assert await here.agent.sandbox.attach(here.published) == here.facts
         assert here.port_leads_in()
-    assert essence(node.traces()) == before
+    assert sorted(node.traces()) == before
 
 
 async def test_after_a_flush_of_everything_the_firewall_is_back_with_the_look_and_ports_with_the_repair(
     node: OwnNode,
 ) -> None:
     here = await pair(node)
-    elements, before = sorted(node.elements()), essence(node.traces())
+    elements, before = sorted(node.elements()), sorted(node.traces())
     with here.connected():
         run("nft", "flush", "ruleset")
         assert node.elements() == []
@@ -119,18 +116,18 @@ async def test_after_a_flush_of_everything_the_firewall_is_back_with_the_look_an
         assert node.woken == [here.published.ref.uid]
         assert await here.agent.sandbox.attach(here.published) == here.facts
         assert here.port_leads_in()
-    assert essence(node.traces()) == before
+    assert sorted(node.traces()) == before
 
 
 async def test_a_new_agent_restores_what_was_flushed_while_there_was_none(node: OwnNode) -> None:
     here = await pair(node)
-    before = essence(node.traces())
+    before = sorted(node.traces())
     run("nft", "flush", "ruleset")
     here.agent = await node.agent()
     await here.look()
     assert node.woken == [here.published.ref.uid]
     assert await here.agent.sandbox.attach(here.published) == here.facts
-    assert essence(node.traces()) == before
+    assert sorted(node.traces()) == before
 
 
 @pytest.mark.parametrize(
@@ -197,32 +194,31 @@ async def test_after_a_reboot_everything_is_made_anew_and_addresses_of_before_ar
 async def test_a_namespace_that_lost_its_name_gets_it_back_from_the_process_in_it(node: OwnNode) -> None:
     here = await pair(node)
     uid = here.published.ref.uid
-    before = essence(node.traces())
+    before = sorted(node.traces())
     with living_in(node, uid) as process, here.connected():
         run("umount", str(node.netns(uid)))
         assert await here.agent.sandbox.observe(here.published.ref) == Absent()
         adopting = SandboxPlan(here.published.ref, here.published.spec, here.published.ports, pid=process.pid)
         assert await here.agent.sandbox.create(adopting) == here.facts
-    assert essence(node.traces()) == before
+    assert sorted(node.traces()) == before
 
 
 async def test_what_nobody_has_goes_on_the_second_look_and_others_keep_theirs(node: OwnNode) -> None:
     here = await pair(node, bridge(ipMasq=True), PORTMAP, {"type": "firewall"})
     other = await another_network(node)
-    others = essence(other.traces())
+    theirs = of_second(other)
     node.known.discard(here.published.ref.uid)
     run("ip", "link", "add", "half0", "type", "veth", "peer", "name", "half1")
     run("ip", "link", "set", "half0", "master", BRIDGE)
-    before = essence(node.traces())
+    before = sorted(node.traces())
     await here.agent.upkeep.sweep(node.network())
-    assert essence(node.traces()) == before, "seen once is not enough"
+    assert sorted(node.traces()) == before, "seen once is not enough"
     await here.agent.upkeep.sweep(node.network())
     left = node.traces()
     assert not [trace for trace in left if here.published.ref.uid in trace or here.facts.addresses[0] in trace]
     assert not [trace for trace in left if "half" in trace]
     assert len(node.leased()) == 1
-    assert essence(other.traces()) == [trace for trace in others if trace in other.traces()]
-    assert {trace for trace in others if other.leases.name in trace or "second" in trace} <= set(other.traces())
+    assert of_second(other) == theirs
 
 
 async def test_what_is_left_of_a_record_that_was_lost_is_swept(node: OwnNode) -> None:
@@ -245,11 +241,11 @@ async def test_a_namespace_that_somebody_lives_in_is_nobody_s_to_take(node: OwnN
     here = await pair(node)
     uid = here.published.ref.uid
     node.known.discard(uid)
-    before = essence(node.traces())
+    before = sorted(node.traces())
     with living_in(node, uid):
         for _ in range(3):
             await here.agent.upkeep.sweep(node.network())
-        assert essence(node.traces()) == before
+        assert sorted(node.traces()) == before
     await here.agent.upkeep.sweep(node.network())
     assert not [trace for trace in node.traces() if uid in trace]
 
@@ -278,3 +274,12 @@ async def another_network(node: OwnNode) -> OwnNode:
     await agent.sandbox.create(plan)
     await agent.sandbox.attach(plan)
     return other
+
+
+def of_second(other: OwnNode) -> list[str]:
+    """Files, rules and links of the other network, and what the firewall plugin lets pass for it."""
+    files = [trace for trace in other.traces() if trace.startswith(("address ", "file "))]
+    rules = [line for line in run("iptables-save").splitlines() if '\\"second\\"' in line or SECOND_ADDRESS in line]
+    assert files
+    assert len(rules) > 3
+    return [*files, *rules, *run("ip", "-br", "link", "show", "master", "second0").splitlines()]
