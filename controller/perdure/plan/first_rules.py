@@ -18,7 +18,6 @@ from perdure.plan.steps import (
 from perdure.plan.view import is_running, stamp
 
 ENGINE_RETRY_SECONDS = 5.0
-DEFAULT_STOP_SIGNAL = "SIGTERM"
 
 
 def spec_is_invalid(scene: Scene) -> Plan | None:

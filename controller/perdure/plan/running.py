@@ -32,7 +32,6 @@ from perdure.plan.world import (
 )
 
 ENGINE_RETRY_SECONDS = 5.0
-DEFAULT_STOP_SIGNAL = "SIGTERM"
 
 
 def process_ended(scene: Scene) -> Plan | None:

@@ -28,6 +28,8 @@ from perdure.plan.world import (
 
 SANDBOX_RETRY_SECONDS = 5.0
 DEFAULT_STOP_SIGNAL = "SIGTERM"
+_FOR_GOOD = frozenset({Op.CLEANUP, Op.PRESERVE, Op.PURGE})
+"""Operations after which no container is left."""
 
 
 def stop_is_wanted(scene: Scene) -> Plan | None:
@@ -74,7 +76,10 @@ def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
         preflight = scene.workspace.key if preserve and scene.workspace is not None else None
         return scene.under(op, source, StopTask(container, signal, float(stop.grace_period_seconds), preflight))
     ended = task.exit if task is not None else Exit(None, scene.now)
-    return scene.under(op, source, ReapTask(container, ended, 0, None, None, record.restarts))
+    reap = ReapTask(container, ended, 0, None, None, record.restarts)
+    # What ends for good takes its network along at once: the engine and the plugins do not wait for each other.
+    network = (RemoveSandbox(),) if op in _FOR_GOOD and isinstance(scene.world.observed.sandbox, Present) else ()
+    return scene.under(op, source, reap, *network)
 
 
 def take_down(scene: Scene, op: Op, source: Source) -> Plan | None:
