@@ -181,6 +181,29 @@ async def test_a_delete_takes_an_unknown_container_as_done(tmp_path: Path, clien
     await client.delete(network("first"), ONE)
 
 
+async def test_a_delete_passes_over_a_plugin_that_cannot_have_run(tmp_path: Path, client: CniClient) -> None:
+    refuse = """echo '{"code": 1, "msg": "incompatible CNI versions"}'; exit 1"""
+    script(tmp_path, "old", refuse)
+    lab = network("first", "absent", "old")
+    with pytest.raises(PluginError):
+        await client.add(lab, ONE)
+    await client.delete(lab, ONE)
+    assert calls(tmp_path) == [("ADD", "first"), ("DEL", "first")]
+    assert await client.cached() == ()
+
+
+async def test_a_delete_waits_for_a_plugin_that_has_run_and_was_uninstalled(tmp_path: Path, client: CniClient) -> None:
+    lab = network("first", "second")
+    await client.add(lab, ONE)
+    (tmp_path / "second").unlink()
+    with pytest.raises(PluginError, match="failed to find plugin second"):
+        await client.delete(lab, ONE)
+    assert (await record(client)).complete
+    recorder(tmp_path, "second", RESULT)
+    await client.delete(lab, ONE)
+    assert await client.cached() == ()
+
+
 async def test_a_damaged_record_is_told_and_a_delete_removes_it(tmp_path: Path, client: CniClient) -> None:
     lab = network("first")
     await client.add(lab, ONE)
