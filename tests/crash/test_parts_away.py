@@ -9,13 +9,16 @@ from dataclasses import replace
 import msgspec
 import pytest
 from tests.crash.clock import JumpingLoop
+from tests.crash.networked_stories import damage
 from tests.crash.plant import Agency, Call, Survivors
 from tests.crash.promises import Promises
 from tests.crash.stories import SPEC
 
+from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Kind
 from perdure.api.runtime import DeletionPolicy, RuntimeStatus
 from perdure.plan.world import Freeze, TaskState
+from perdure.reconcile.ports.errors import SandboxFailed
 from perdure.reconcile.ports.journal import NodeMemory
 
 BOTS = 5
@@ -63,12 +66,12 @@ class Node:
         assert not self.survivors.defects
 
 
-def told(story: Callable[[Node], object]) -> None:
+def told(story: Callable[[Node], object], *, network: bool = False) -> None:
     """Run a story on a node where five runtimes have become Running, and hold the promises about data."""
     loop = JumpingLoop()
 
     async def run() -> None:
-        survivors = Survivors(loop.time)
+        survivors = Survivors(loop.time, network)
         promises = Promises(survivors)
         for n in range(BOTS):
             survivors.cluster.create(Kind.BOT, "agents", f"bot-{n}", SPEC)
@@ -275,6 +278,34 @@ def test_data_that_engine_and_journal_lost_is_not_made_anew() -> None:
         assert {r.status.phase for r in node.survivors.cluster.runtimes.values()} == {"Blocked"}
 
     told(story)
+
+
+def test_a_network_that_cannot_be_mended_is_tried_ever_less_often_and_stops_nothing() -> None:
+    async def story(node: Node) -> None:
+        survivors, calls = node.survivors, node.survivors.calls
+        broken = True
+
+        def fail(call: Call) -> None:
+            if broken and call == Call("sandbox.attach", "before"):
+                raise SandboxFailed("no address is left", reason=Reason.ADDRESS_POOL_EXHAUSTED)
+
+        survivors.interfere = fail
+        survivors.process = node.process
+        damage(survivors)
+        before = len(calls)
+        await node.pass_time()
+        node.assert_untouched()
+        tries = sum(call == Call("sandbox.attach", "before") for call in calls[before:])
+        # After 0.5, 1, 2 … seconds, then every minute, each of them up to a fifth sooner.
+        assert 10 * BOTS <= tries <= 14 * BOTS
+        assert sum(call == Call("cluster.write_status", "before") for call in calls[before:]) <= tries
+        assert "AddressPoolExhausted" in node.reasons()
+        broken = False
+        await node.pass_time(61)
+        node.assert_untouched()
+        assert node.reasons() == {"AsExpected"}
+
+    told(story, network=True)
 
 
 def test_a_first_start_waits_for_the_ledger() -> None:
