@@ -91,17 +91,6 @@ async def repair_mac(found: Bridge, launcher: Launcher = ()) -> str | None:
     return mac
 
 
-async def remove_if_unused(name: str, launcher: Launcher = ()) -> bool:
-    """Delete the bridge unless it has ports; whether it is gone. Only for a bridge that this installation made."""
-    found = await look(name, launcher)
-    if found is None:
-        return True
-    if found.ports:
-        return False
-    await run(f"removing bridge {name}", "ip", "link", "delete", name, "type", "bridge", launcher=launcher)
-    return True
-
-
 def local_mac(entropy: bytes) -> str:
     """A locally administered unicast MAC of six octets."""
     return bytes([entropy[0] & 0xFC | 2, *entropy[1:6]]).hex(":")

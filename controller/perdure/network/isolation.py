@@ -94,6 +94,9 @@ class Isolation:
         async with self._turn:
             if rules == (self._firewall.rules if self._firewall is not None else None):
                 return
+            if self._firewall is not None and not self._here:
+                # Nobody is on the old network any more. As long as somebody is, its rules go on to hold.
+                await self._firewall.remove()
             if rules is None:
                 log.warning("network_without_isolation", network=network.name, why="it is no bridge with host-local")
                 self._firewall = None

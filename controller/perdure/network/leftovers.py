@@ -96,14 +96,6 @@ def forget(found: CachedResult) -> bool:
     return True
 
 
-def unknown_namespaces(folder: Path, known: frozenset[str]) -> list[str]:
-    """Names of network namespaces in `folder` of nobody known; whoever made them removes them. Raises `OSError`."""
-    try:
-        return sorted(name for name in os.listdir(folder) if name not in known)
-    except FileNotFoundError:
-        return []
-
-
 def _reserved(path: Path) -> ReservedAddress | None:
     """None where the file has gone, or is empty: a plugin is writing it, or was killed then. Ends of line are CR LF."""
     try:

@@ -80,16 +80,6 @@ async def test_an_unusable_mac_is_repaired_while_a_connection_goes_on(node: Node
     assert (await look(node)).mac == given
 
 
-async def test_a_bridge_with_ports_is_never_removed(node: Node) -> None:
-    node.member(11, "one")
-    assert not await bridge.remove_if_unused(BRIDGE, node.launcher)
-    assert (await look(node)).ports
-    node.run("ip", "link", "delete", "veth11")
-    assert await bridge.remove_if_unused(BRIDGE, node.launcher)
-    assert await bridge.look(BRIDGE, node.launcher) is None
-    assert await bridge.remove_if_unused(BRIDGE, node.launcher)
-
-
 async def test_a_command_has_a_deadline_and_takes_its_children_along(node: Node) -> None:
     with pytest.raises(CommandFailed, match=r"waiting.*did not end within 0\.2 seconds") as caught:
         await run("waiting", "sh", "-c", "sleep 640 | sleep 650", launcher=node.launcher, seconds=0.2)

@@ -269,10 +269,3 @@ async def test_a_half_made_link_is_removed(site: Site) -> None:
 async def test_a_node_without_anything_has_nothing_to_sweep(site: Site) -> None:
     swept = await site.sweep_twice(site.sweeper())
     assert swept == Swept()
-
-
-def test_names_of_namespaces_of_nobody_are_told(tmp_path: Path) -> None:
-    for name in ("mine", "lost"):
-        (tmp_path / name).touch()
-    assert leftovers.unknown_namespaces(tmp_path, frozenset({"mine"})) == ["lost"]
-    assert leftovers.unknown_namespaces(tmp_path / "none", frozenset()) == []
