@@ -5,9 +5,7 @@ Called by `upkeep` for all runtimes at once. Blocking: one thread enters one nam
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import os
 import socket
 import struct
 import threading
@@ -16,13 +14,10 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from perdure.api.names import Uid
+from perdure.network import netns
+from perdure.network.netns import IFF_UP, SIOCGIFFLAGS
 
-CLONE_NEWNET = 0x4000_0000
-SIOCGIFFLAGS = 0x8913
 SIOCGIFADDR = 0x8915
-IFF_UP = 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def without_address(expected: Iterable[tuple[Uid, Path, str, str]]) -> dict[Uid, str]:
@@ -39,17 +34,12 @@ def _visit(expected: tuple[tuple[Uid, Path, str, str], ...], found: dict[Uid, st
     """In a thread of its own, which ends in the last namespace: setns(2) moves the calling thread alone."""
     for uid, path, interface, address in expected:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            netns.enter(path)
         except OSError:
             continue
-        try:
-            entered = _libc.setns(descriptor, CLONE_NEWNET) == 0
-        finally:
-            os.close(descriptor)
-        if entered:
-            wrong = _wrong(interface, address)
-            if wrong:
-                found[uid] = wrong
+        wrong = _wrong(interface, address)
+        if wrong:
+            found[uid] = wrong
 
 
 def _wrong(interface: str, address: str) -> str:

@@ -79,6 +79,15 @@ def adopt(path: Path, pid: int) -> None:
     _check(_libc.mount(source, os.fsencode(path), None, MS_BIND, None), f"mount the network namespace of process {pid}")
 
 
+def enter(path: Path) -> None:
+    """Move the calling thread, and no other, into the namespace (setns(2)); it should end there. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _check(_libc.setns(descriptor, CLONE_NEWNET), f"enter the network namespace {path}")
+    finally:
+        os.close(descriptor)
+
+
 def names(folder: Path) -> list[str]:
     """Every name in `folder`, whatever is under it; no folder has none. Raises `OSError`."""
     try:

@@ -5,7 +5,6 @@ Called by the end-to-end tests of networks. Sockets are made inside it by a thre
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import os
 import socket
@@ -22,11 +21,8 @@ from rig.progress import run
 
 Outcome = TypeVar("Outcome")
 
-CLONE_NEWNET = 0x4000_0000
 SUBNETS = ipaddress.ip_network("10.64.0.0/10")
 ANSWER_SECONDS = 2.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +41,7 @@ class Outside:
 
         def inside() -> None:
             try:
-                descriptor = os.open(self.path, os.O_RDONLY)
-                try:
-                    if _libc.setns(descriptor, CLONE_NEWNET) != 0:
-                        raise OSError(ctypes.get_errno(), f"cannot enter {self.path}")
-                finally:
-                    os.close(descriptor)
+                netns.enter(self.path)
                 outcome.append(act())
             except (OSError, AssertionError) as error:
                 failure.append(error)
