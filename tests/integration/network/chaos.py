@@ -47,8 +47,9 @@ def main(arguments: list[str]) -> int:
     say(f"==> faults: {_listed(outcome.told)}")
     say(f"==> failed steps that were tried again: {_listed(outcome.failures)}")
     say(
-        f"==> {outcome.attached} of {options.n} attached, {len(outcome.left)} left behind, {outcome.words} words between "
-        f"neighbours, in {time.monotonic() - began:.0f} s"
+        f"==> {outcome.attached} of {options.n} attached, {outcome.leaking} left addresses to be swept, "
+        f"{len(outcome.left)} traces are left, {outcome.words} words between neighbours, "
+        f"in {time.monotonic() - began:.0f} s"
     )
     return _judged(outcome, options.n)
 

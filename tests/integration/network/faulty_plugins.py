@@ -21,7 +21,9 @@ FAULTS = (
     "garbage",
     "garbage-after",
     "flood",
+    "idle",
 )
+"""`idle` does nothing and says that it succeeded: what its DEL should have taken away is left to be swept."""
 
 SCRIPT = r"""#!/bin/sh
 real={real} folder={folder}
@@ -32,7 +34,7 @@ number=$((0x${{drawn%%-*}}))
 number=$((number / 100))
 
 refuse() {{
-  case $((number / 22 % 14)) in
+  case $((number / 24 % 14)) in
     0) said='1,"msg":"incompatible CNI versions"' ;;
     1) said='2,"msg":"unsupported field"' ;;
     2) said='3,"msg":"unknown container"' ;;
@@ -52,18 +54,19 @@ refuse() {{
 
 tell() {{ echo "$1 $CNI_COMMAND ${{0##*/}}" >>$folder/told; }}
 
-case $((number % 22)) in
+case $((number % 24)) in
   0 | 11 | 12) tell refused; refuse ;;
   1 | 13 | 14) tell refused-after; $real >/dev/null; refuse ;;
   2) tell hung; exec sleep 3600 ;;
   3) tell hung-after; $real; exec sleep 3600 ;;
   4 | 15) tell crashed; echo 'panic: runtime error' >&2; exit 2 ;;
   5 | 16) tell killed; kill -9 $$ ;;
-  6 | 17 | 18) tell killed-halfway; exec 3<&0; $real <&3 & sleep 0.0$((number / 22 % 10)); kill -9 $! $$ ;;
+  6 | 17 | 18) tell killed-halfway; exec 3<&0; $real <&3 & sleep 0.0$((number / 24 % 10)); kill -9 $! $$ ;;
   7 | 19) tell killed-after; $real; kill -9 $$ ;;
-  8 | 20) tell garbage; echo 'not what {{was asked for'; exit $((number / 22 % 2)) ;;
-  9 | 21) tell garbage-after; $real >/dev/null; echo 'not what {{was asked for'; exit $((number / 22 % 2)) ;;
+  8 | 20) tell garbage; echo 'not what {{was asked for'; exit $((number / 24 % 2)) ;;
+  9 | 21) tell garbage-after; $real >/dev/null; echo 'not what {{was asked for'; exit $((number / 24 % 2)) ;;
   10) tell flood; exec yes ;;
+  22 | 23) tell idle ;;
 esac
 """
 

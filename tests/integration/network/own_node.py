@@ -28,7 +28,7 @@ from perdure.api.network import Network, NetworkMode, NetworkPolicy, PortProtoco
 from perdure.api.runtime import RuntimeSpec
 from perdure.cli.networks import Networks, Patience, open_networks
 from perdure.cli.settings import NodeSettings
-from perdure.network import netns
+from perdure.network import leftovers, netns
 from perdure.network.cni import configuration
 from perdure.plan.world import HostPort
 from perdure.reconcile.ports.sandbox import SandboxPlan
@@ -191,6 +191,10 @@ class OwnNode:
 
     def leased(self) -> list[str]:
         return [file.name for file in sorted(self.leases.glob("*/*")) if file.name[0].isdigit() or ":" in file.name]
+
+    def lessees(self) -> set[str]:
+        """Who has an address, according to host-local's files; one that goes meanwhile is nobody's."""
+        return {found.container for store in self.leases.glob("*") for found in leftovers.reserved(store)}
 
     def traces(self) -> list[str]:
         """Whatever there is of any runtime, in files and in the kernel; empty where nothing was or all is gone."""

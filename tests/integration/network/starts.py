@@ -48,6 +48,8 @@ class Outcome:
     lost: list[str] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     told: Counter[str] = field(default_factory=Counter)
+    leaking: int = 0
+    """Runtimes whose address was still reserved when their removal had succeeded: what sweeps are for."""
     words: int = 0
     """That the neighbours exchanged."""
     left: list[str] = field(default_factory=list)
@@ -125,6 +127,7 @@ class Starts:
         async with self._places:
             await self._until("remove", plan.ref, lambda: self.networks.sandbox.remove(plan.ref))
         self.node.known.discard(plan.ref.uid)
+        self.outcome.leaking += plan.ref.uid in await asyncio.to_thread(self.node.lessees)
 
     async def _attach(self, plan: SandboxPlan, ports: tuple[HostPort, ...]) -> None:
         sandbox = self.networks.sandbox

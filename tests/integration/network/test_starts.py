@@ -19,4 +19,5 @@ def test_everybody_gets_a_network_and_nothing_is_left_while_a_fifth_of_the_plugi
     assert outcome.left == []
     assert set(outcome.told) == set(FAULTS), "a fault that never happened shows nothing"
     assert sum(outcome.failures.values()) > 0, "nothing failed so that it had to be tried again"
+    assert outcome.leaking > 0, "nothing was left that had to be swept"
     assert outcome.words > 0
