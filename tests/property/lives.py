@@ -22,7 +22,7 @@ from tests.property.model import (
     started,
     wanted_lineage,
 )
-from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, Draw
+from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, PORTS, Draw, told
 
 from perdure.api import names
 from perdure.api.conditions import Reason
@@ -41,6 +41,7 @@ from perdure.api.runtime import (
     RuntimeSpec,
     RuntimeStatus,
 )
+from perdure.plan.allotment import are_published, wanted_ports
 from perdure.plan.operations import DURABLE, TRANSIENT_PHASE
 from perdure.plan.planner import plan
 from perdure.plan.steps import AdoptSnapshot, Begin, Finish, Note, Plan, Step
@@ -133,6 +134,30 @@ def _network_is_damaged(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, sandbox=draw.of((gone, replace(sandbox, damage="the rules are gone"))))
 
 
+def _numbers_are_lost(draw: Draw, truth: Truth, now: float) -> Truth:
+    """Somebody took the annotation off."""
+    runtime = truth.runtime
+    return truth if runtime is None else truth.with_runtime(edit(runtime, annotations=_without_numbers(runtime)))
+
+
+def _without_numbers(runtime: Runtime) -> dict[str, str]:
+    return {name: text for name, text in runtime.annotations.items() if name != names.ANNOTATION_HOST_PORTS}
+
+
+def _controller_publishes(draw: Draw, truth: Truth, now: float) -> Truth:
+    return with_numbers(truth)
+
+
+def with_numbers(truth: Truth) -> Truth:
+    """The controller: what the node serves under its number stays so, what is new has one by now."""
+    runtime = truth.runtime
+    if runtime is None or runtime.terminating or are_published(runtime):
+        return truth
+    served = dict(truth.known().host_ports)
+    numbers = {port.name: port.host_port or served.get(port.name, 7000) for port in wanted_ports(runtime.spec)}
+    return truth.with_runtime(edit(runtime, annotations={**_without_numbers(runtime), **told(numbers)}))
+
+
 def _container_is_lost(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, container=None)
 
@@ -169,6 +194,7 @@ def _spec_is_edited(draw: Draw, truth: Truth, now: float) -> Truth:
         edit(spec, restart_policy=draw.of(tuple(RestartPolicy))),
         edit(spec, deletion_policy=draw.of(tuple(DeletionPolicy))),
         edit(spec, network=draw.network()),
+        edit(spec, ports=draw.of(PORTS)),
         edit(spec, resources=Resources(limits=ResourceLimits(pids=draw.of((100, 200))))),
     )
     return edited(truth, draw.of(changed))
@@ -191,7 +217,8 @@ def _person_gives_up(draw: Draw, truth: Truth, now: float) -> Truth:
     runtime = truth.runtime
     if runtime is None or not runtime.terminating or draw.chance(0.3):
         return truth
-    return truth.with_runtime(edit(runtime, annotations={names.ANNOTATION_FORCE_RELEASE: "the disk is gone"}))
+    given_up = {**runtime.annotations, names.ANNOTATION_FORCE_RELEASE: "the disk is gone"}
+    return truth.with_runtime(edit(runtime, annotations=given_up))
 
 
 def _failure_is_forgotten(draw: Draw, truth: Truth, now: float) -> Truth:
@@ -204,6 +231,9 @@ ACCIDENTS: tuple[Accident, ...] = (
     _machine_reboots,
     _network_is_damaged,
     _network_is_damaged,
+    _numbers_are_lost,
+    _controller_publishes,
+    _controller_publishes,
     _container_is_lost,
     _somebody_starts_it,
     _journal_is_lost,
@@ -324,6 +354,10 @@ class Life:
         if made.steps:
             return True
         if isinstance(self.truth.desired, Terminating) and self._controller_lets_go():
+            return True
+        numbered = with_numbers(self.truth)
+        if numbered != self.truth:
+            self.become(numbered, "the controller published numbers")
             return True
         if made.wake_at is None or made.waiting is None:
             self.now = max(self.now, made.wake_at or 0.0)

@@ -26,6 +26,7 @@ from perdure.api.runtime import (
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.operations import operation_id
+from perdure.plan.ports import numbered_ports, numbers_of
 from perdure.plan.steps import (
     AdoptSnapshot,
     ArchiveWorkspace,
@@ -57,6 +58,7 @@ from perdure.plan.world import (
     Exit,
     Failure,
     Gone,
+    HostPort,
     ImageFacts,
     LedgerFacts,
     Observed,
@@ -250,7 +252,7 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
         case CreateSandbox():
             return (replace(truth, sandbox=truth.sandbox or _empty_sandbox(truth)),)
         case RepairNetwork():
-            return (attached(truth),)
+            return _attach(truth)
         case RemoveSandbox():
             return (replace(truth, sandbox=None),)
         case CreateContainer(_, _, mark):
@@ -290,7 +292,21 @@ def attached(truth: Truth) -> Truth:
     if truth.sandbox.mode is NetworkMode.NONE:
         return truth
     policy = truth.runtime.spec.network.policy or OWN_NAMESPACE
-    return replace(truth, sandbox=SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), policy=policy))
+    whole = SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), _ports(truth), policy)
+    return replace(truth, sandbox=whole)
+
+
+def _ports(truth: Truth) -> tuple[HostPort, ...]:
+    assert truth.runtime is not None
+    record = truth.known()
+    return numbered_ports(truth.runtime, dict(record.host_ports) | numbers_of(truth.runtime, record))
+
+
+def _attach(truth: Truth) -> tuple[Truth, ...]:
+    """Numbers are journalled before they are served."""
+    numbers = {port.name: port.host_port for port in _ports(truth)}
+    journalled = replace(truth, record=replace(truth.known(), host_ports=tuple(sorted(numbers.items()))))
+    return journalled, attached(journalled)
 
 
 def _begin(step: Begin, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -383,9 +399,10 @@ def _start(step: StartTask, truth: Truth, now: float) -> tuple[Truth, ...]:
     touched = replace(record, workspace=replace(record.workspace, ever_started=True, archived=None))
     journalled = replace(truth, record=touched)
     created = replace(journalled, task=TaskFacts(TaskState.CREATED, 42))
-    running = started(attached(created), step.key)
-    noted = replace(touched, running=True, started_at=now, stopped_at=None, next_start_at=None, halted=None)
-    return journalled, created, running, replace(running, record=noted)
+    published, with_network = _attach(created)
+    running = started(with_network, step.key)
+    noted = replace(running.known(), running=True, started_at=now, stopped_at=None, next_start_at=None, halted=None)
+    return journalled, created, published, running, replace(running, record=noted)
 
 
 def started(truth: Truth, key: SnapshotKey) -> Truth:

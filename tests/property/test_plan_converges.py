@@ -33,6 +33,7 @@ from perdure.api.runtime import (
     Runtime,
     RuntimeSpec,
 )
+from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import same_process, spec_mark
 from perdure.plan.steps import StartTask, Step
 from perdure.plan.world import (
@@ -121,6 +122,10 @@ def _ends_as_the_spec_says(life: Life, truth: Truth, runtime: Runtime) -> None:
             assert asked.mode in (None, truth.sandbox.mode), story
             if truth.sandbox.mode is NetworkMode.CNI:
                 assert truth.sandbox.policy == (asked.policy or OWN_NAMESPACE), story
+                assert truth.sandbox.ports == host_ports(runtime, numbers_of(runtime, record)), story
+                numbers = {port.name: port.host_port for port in runtime.status.ports}
+                assert numbers == runtime.host_ports, story
+                assert set(record.host_ports) <= set(numbers.items()), story
             assert workspace.gate is None, story
             assert truth.snapshots[workspace.key].facts.gate is None, story
             assert runtime.status.phase == Phase.RUNNING, story

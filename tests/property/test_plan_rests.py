@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.property.lives import REGISTRY, edit, newborn
+from tests.property.lives import REGISTRY, edit, newborn, with_numbers
 from tests.property.model import archive_of
 from tests.property.worlds import NODE, NOW, Draw
 
@@ -15,11 +15,12 @@ from perdure.api.network import NetworkMode, network_mode
 from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DesiredState,
-    RuntimeSpec,
+    Runtime,
     RuntimeStatus,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.planner import plan
+from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.world import (
     OWN_NAMESPACE,
@@ -42,7 +43,7 @@ from perdure.plan.world import (
 
 def healthy_world(draw: Draw) -> World:
     """A runtime that is as desired, with whatever may differ between two of those."""
-    truth = newborn(draw)
+    truth = with_numbers(newborn(draw))
     runtime, ref = truth.runtime, truth.ref
     assert runtime is not None
     spec, n = runtime.spec, draw.of((1, 2, 7))
@@ -92,7 +93,7 @@ def healthy_world(draw: Draw) -> World:
         container=Present(container) if with_container else Absent(),
         task=Present(TaskFacts(TaskState.RUNNING, 42)) if alive else Absent(),
         snapshots=Present((facts,) if record.workspace is not None else ()),
-        sandbox=Present(_whole_network(spec)) if with_sandbox else Absent(),
+        sandbox=Present(_whole_network(runtime, record)) if with_sandbox else Absent(),
         image=draw.of(images),
         wanted_image=draw.of(images),
         ledger=draw.of((*ledgers, Present(draw.ledger()))),
@@ -117,8 +118,11 @@ def test_nothing_is_done_to_what_is_as_desired(seed: int) -> None:
     assert later.wake_at is None, world
 
 
-def _whole_network(spec: RuntimeSpec) -> SandboxFacts:
+def _whole_network(runtime: Runtime, record: Record) -> SandboxFacts:
+    spec = runtime.spec
     if network_mode(spec.network, node_has_cni=True) is NetworkMode.NONE:
         return SandboxFacts("/run/netns/x")
     policy = spec.network.policy or OWN_NAMESPACE
-    return SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), policy=policy)
+    ports = host_ports(runtime, numbers_of(runtime, record))
+    assert ports is not None
+    return SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",), ports, policy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TypeVar
@@ -19,7 +19,16 @@ from hypothesis import strategies as st
 from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, Kind, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, Uid
-from perdure.api.network import Network, NetworkMode, NetworkPeer, NetworkPolicy
+from perdure.api.network import (
+    Network,
+    NetworkMode,
+    NetworkPeer,
+    NetworkPolicy,
+    PortPolicy,
+    PortProtocol,
+    RuntimePort,
+    write_host_ports,
+)
 from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DeletionPolicy,
@@ -48,6 +57,7 @@ from perdure.plan.world import (
     Freeze,
     Gone,
     Halted,
+    HostPort,
     ImageFacts,
     LedgerFacts,
     Observed,
@@ -76,6 +86,19 @@ KEYS = (REF.snapshot_key(1), REF.snapshot_key(2))
 CHAINS = (ChainId("sha256:aa"), ChainId("sha256:bb"))
 IMAGES = ("example/image:1", "example/image:2")
 WORLDS_PER_EXAMPLE = 10
+GAME = RuntimePort(name="game", container_port=7777, protocol=PortProtocol.TCPUDP)
+RCON = RuntimePort(name="rcon", container_port=25575, policy=PortPolicy.STATIC, host_port=9000)
+MOVED = RuntimePort(name="rcon", container_port=25575, policy=PortPolicy.STATIC, host_port=9001)
+PORTS = ((), (), (GAME,), (RCON,), (GAME, RCON), (GAME, MOVED))
+"""What a spec may ask for; none more often than each of the others."""
+NUMBERS = ((), (("game", 7000),), (("game", 7000), ("rcon", 9000)), (("game", 7005), ("rcon", 9001)))
+"""What an annotation may tell, or a journal have."""
+
+
+def told(numbers: Mapping[str, int]) -> dict[str, str]:
+    """The annotation that tells them."""
+    text = write_host_ports(numbers)
+    return {names.ANNOTATION_HOST_PORTS: text} if text is not None else {}
 
 
 class Draw:
@@ -160,6 +183,7 @@ class Draw:
             ),
             min_ready_seconds=self.of((0, 30)),
             network=self.network(),
+            ports=self.of(PORTS),
         )
 
     def network(self) -> Network:
@@ -172,7 +196,9 @@ class Draw:
     def sandbox(self) -> SandboxFacts:
         whole = SandboxFacts("/run/netns/x", NetworkMode.CNI, True, ("10.0.0.2",))
         empty = SandboxFacts("/run/netns/x", NetworkMode.CNI, attached=False)
-        return self.of((SandboxFacts("/run/netns/x"), whole, empty, replace(whole, damage="the rules are gone")))
+        served = replace(whole, ports=(HostPort("rcon", "TCP", 25575, 9000),))
+        damaged = replace(whole, damage="the rules are gone")
+        return self.of((SandboxFacts("/run/netns/x"), whole, empty, damaged, served))
 
     def mark(self) -> str:
         return self.of((spec_mark(self.spec()), "other-mark"))
@@ -211,6 +237,7 @@ class Draw:
             next_start_at=self.maybe(0.3, self.moment()),
             last_exit=self.maybe(0.5, self.exit()),
             halted=self.maybe(0.2, Halted(Reason.COMPLETED, self.mark())),
+            host_ports=self.of(NUMBERS),
             deletion_seen=self.chance(0.5),
             force_released=self.chance(0.15),
             released=self.chance(0.15),
@@ -252,7 +279,8 @@ class Draw:
                 names.LABEL_NODE_ID: NODE,
                 names.LABEL_NAMESPACE_UID: REF.namespace_uid,
             },
-            annotations={names.ANNOTATION_FORCE_RELEASE: "the disk is gone"} if force else {},
+            annotations=({names.ANNOTATION_FORCE_RELEASE: "the disk is gone"} if force else {})
+            | told(dict(self.of(NUMBERS))),
             finalizers=(names.FINALIZER,),
             deletion_timestamp="2026-01-01T00:00:00Z" if terminating else None,
             creation_timestamp="2026-01-01T00:00:00Z",
