@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perdure.api import names
@@ -54,6 +54,7 @@ def held_by_a_demand(draw: Any) -> NodePorts:
     return NodePorts(before.put, others, before.latest) if isinstance(before, Allotment) else node
 
 
+@settings(max_examples=150)
 @given(held_by_a_demand(), DEMANDS)
 def test_every_port_has_its_own_number_or_none_has_any(node: NodePorts, demand: PortDemand) -> None:
     answer = allot(demand, node)
@@ -71,6 +72,7 @@ def test_every_port_has_its_own_number_or_none_has_any(node: NodePorts, demand: 
         assert after[NodePort(transports(port.protocol)[0], numbers[port.name])].name == port.name
 
 
+@settings(max_examples=150)
 @given(held_by_a_demand(), DEMANDS)
 def test_what_was_allotted_is_allotted_again_and_nothing_is_written(node: NodePorts, demand: PortDemand) -> None:
     first = allot(demand, node)
@@ -80,6 +82,7 @@ def test_what_was_allotted_is_allotted_again_and_nothing_is_written(node: NodePo
         assert again == Allotment({}, frozenset(), first.latest, first.numbers)
 
 
+@settings(max_examples=150)
 @given(held_by_a_demand(), DEMANDS)
 def test_a_dynamic_port_that_stays_keeps_its_number(node: NodePorts, demand: PortDemand) -> None:
     answer = allot(demand, node)
@@ -90,6 +93,7 @@ def test_a_dynamic_port_that_stays_keeps_its_number(node: NodePorts, demand: Por
                 assert dict(answer.numbers)[port.name] == node.number_of(port.name)
 
 
+@settings(max_examples=150)
 @given(held_by_a_demand(), DEMANDS)
 def test_a_refusal_is_true(node: NodePorts, demand: PortDemand) -> None:
     answer = allot(demand, node)
@@ -100,6 +104,7 @@ def test_a_refusal_is_true(node: NodePorts, demand: PortDemand) -> None:
         assert answer.port.policy is PortPolicy.DYNAMIC
 
 
+@settings(max_examples=150)
 @given(held_by_a_demand(), NAMES, NUMBERS)
 def test_another_number_is_free_and_in_the_range(node: NodePorts, name: str, taken: int) -> None:
     answer = redraw(name, taken, node, WITHIN, NodeName("n"))
