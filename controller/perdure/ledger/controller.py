@@ -52,10 +52,11 @@ WITH given_up AS (
 )
 INSERT INTO operations (
     installation, id, uid, namespace_uid, kind, namespace, name, node_name,
-    op, source, outcome, message, started_at, finished_at
+    op, source, outcome, message, started_at, finished_at, month
 )
 SELECT %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, '',
-       'force_release', 'kubectl', 'success', %(reason)s, now(), now()
+       'force_release', 'kubectl', 'success', %(reason)s, now(), now(),
+       operation_month(%(installation)s, %(id)s, extract(epoch FROM now())::double precision)
   FROM given_up
 ON CONFLICT DO NOTHING
 """)

@@ -14,16 +14,17 @@ from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 _STARTED_VALUES = """
     %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
-    %(op)s, %(source)s, {fence}, %(before)s, %(image)s, to_timestamp(%(at)s)
+    %(op)s, %(source)s, {fence}, %(before)s, %(image)s, to_timestamp(%(at)s),
+    operation_month(%(installation)s, %(id)s, %(at)s)
 """
 _STARTED_INSERT = """
 INSERT INTO operations (
     installation, id, uid, namespace_uid, kind, namespace, name, node_name,
-    op, source, fence, before, image, started_at
+    op, source, fence, before, image, started_at, month
 )
 """
 _STARTED_CONFLICT = """
-ON CONFLICT (installation, id) DO UPDATE
+ON CONFLICT (installation, id, month) DO UPDATE
    SET op = COALESCE(operations.op, excluded.op), source = COALESCE(operations.source, excluded.source),
        before = COALESCE(operations.before, excluded.before), image = COALESCE(operations.image, excluded.image),
        started_at = COALESCE(operations.started_at, excluded.started_at),
@@ -43,12 +44,13 @@ BEGIN = sql.SQL(
 _FINISHED = """
 INSERT INTO operations (
     installation, id, uid, namespace_uid, kind, namespace, name, node_name,
-    fence, after, outcome, error_code, message, image, snapshot_key, finished_at
+    fence, after, outcome, error_code, message, image, snapshot_key, finished_at, month
 )
 SELECT %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
-       {fence}, %(after)s, %(outcome)s, %(error_code)s, %(message)s, %(image)s, %(snapshot_key)s, to_timestamp(%(at)s)
+       {fence}, %(after)s, %(outcome)s, %(error_code)s, %(message)s, %(image)s, %(snapshot_key)s, to_timestamp(%(at)s),
+       operation_month(%(installation)s, %(id)s, %(at)s)
 {source}
-ON CONFLICT (installation, id) DO UPDATE
+ON CONFLICT (installation, id, month) DO UPDATE
    SET after = excluded.after, outcome = excluded.outcome, error_code = excluded.error_code,
        message = excluded.message, image = COALESCE(excluded.image, operations.image),
        snapshot_key = excluded.snapshot_key, finished_at = excluded.finished_at
