@@ -9,7 +9,7 @@ import uvloop
 
 from perdure.api.names import InstallationId
 from perdure.cli import controller_side
-from perdure.cli.ledgers import migrate_patiently, open_database
+from perdure.cli.ledgers import keep_months_daily, migrate_patiently, open_database
 from perdure.cli.process import Process, patiently, run_process
 from perdure.cli.settings import ControllerSettings
 from perdure.kube.access import ClusterSource
@@ -59,6 +59,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     process.closing.push_async_callback(leader.release)
     process.checks.report("leader", True)
     process.spawn("leader", leader.hold())
+    process.spawn("history-months", keep_months_daily(database, settings.history_days))
     seats = controller_side.Seats(client, ledger, host, _only, settings.port_range)
     side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
     watches = (*runtime_watches(side), node_watch(side.nodes), archive_watch(side.retained.put_nowait))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+
+import structlog
 
 from perdure.api.names import InstallationId, NodeId
 from perdure.cli.process import Process, patiently
@@ -11,6 +14,14 @@ from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import migrate
+from perdure.ledger.months import keep_months
+from perdure.reconcile.ports.errors import LedgerUnavailable
+
+MONTHS_SECONDS = 24 * 3600.0
+MONTHS_RETRY_SECONDS = 600.0
+"""After a failure: months are made long before they are needed, and nothing depends on when old ones go."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,23 @@ async def open_database(closing: AsyncExitStack, url: str) -> Database:
 async def migrate_patiently(process: Process, database: Database) -> None:
     """The controller's and standalone's duty; waits for a server that is away."""
     await patiently(process, "ledger", lambda: migrate(database))
+
+
+async def keep_months_daily(database: Database, kept_days: int) -> None:
+    """The active controller's duty: at once, and each day. Never ends."""
+    while True:
+        seconds = MONTHS_SECONDS
+        try:
+            upkeep = await keep_months(database, kept_days)
+        except LedgerUnavailable as error:
+            log.warning("months_not_kept", error=str(error), retry_in=MONTHS_RETRY_SECONDS)
+            seconds = MONTHS_RETRY_SECONDS
+        else:
+            for month in upkeep.made:
+                log.info("history_month_made", month=month.isoformat())
+            for month in upkeep.dropped:
+                log.info("history_month_dropped", month=month.isoformat(), kept_days=kept_days)
+        await asyncio.sleep(seconds)
 
 
 def both(database: Database, installation: InstallationId, node: NodeId) -> Ledgers:

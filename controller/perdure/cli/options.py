@@ -160,12 +160,21 @@ common = together(
     ),
 )
 
-controller = option(
-    "--port-range",
-    default="7000-8000",
-    metavar="FIRST-LAST",
-    callback=_port_range,
-    help="Ports of each node that are given to runtimes' ports with policy Dynamic. Numbers that were given stay.",
+controller = together(
+    option(
+        "--port-range",
+        default="7000-8000",
+        metavar="FIRST-LAST",
+        callback=_port_range,
+        help="Ports of each node that are given to runtimes' ports with policy Dynamic. Numbers that were given stay.",
+    ),
+    option(
+        "--history-days",
+        type=click.IntRange(90, 36_500),
+        default=90,
+        help="For how long operations are kept in the ledger; they are dropped by whole months. What is known of runtimes "
+        "and archives is kept for ever.",
+    ),
 )
 
 state_dir = option(

@@ -37,7 +37,9 @@ def controller(**given: Any) -> None:
     from perdure.cli.settings import ControllerSettings
 
     url = require_database_url(given)
-    settings = ControllerSettings(common=_common(given), database_url=url, port_range=given["port_range"])
+    settings = ControllerSettings(
+        common=_common(given), database_url=url, port_range=given["port_range"], history_days=given["history_days"]
+    )
     _run(composition.run, settings)
 
 
@@ -70,7 +72,11 @@ def standalone(**given: Any) -> None:
 
     url = read_database_url(given)
     settings = StandaloneSettings(
-        common=_common(given), database_url=url, node=_node(given), port_range=given["port_range"]
+        common=_common(given),
+        database_url=url,
+        node=_node(given),
+        port_range=given["port_range"],
+        history_days=given["history_days"],
     )
     _run(composition.run, settings)
 

@@ -64,6 +64,8 @@ class ControllerSettings:
     database_url: DatabaseUrl
     port_range: PortRange
     """What Dynamic ports are drawn from, on each node."""
+    history_days: int
+    """For how long operations are kept in the ledger at least; they are dropped by whole months."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,3 +82,4 @@ class StandaloneSettings:
     """None: an embedded PostgreSQL in the state folder."""
     node: NodeSettings
     port_range: PortRange
+    history_days: int

@@ -14,7 +14,7 @@ from perdure.api.runtime import Runtime
 from perdure.cli import controller_side, node_side
 from perdure.cli.controller import prepare_cluster
 from perdure.cli.controller_side import ControllerSide
-from perdure.cli.ledgers import both, migrate_patiently, open_database
+from perdure.cli.ledgers import both, keep_months_daily, migrate_patiently, open_database
 from perdure.cli.node_side import NodeSide
 from perdure.cli.process import Process, patiently, run_process
 from perdure.cli.settings import StandaloneSettings
@@ -58,6 +58,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     process.closing.push_async_callback(leader.release)
     process.checks.report("leader", True)
     process.spawn("leader", leader.hold())
+    process.spawn("history-months", keep_months_daily(database, settings.history_days))
     halves = _Halves()
     neighbours = node_side.Neighbours(client, ledgers.agent, halves.released)
     halves.node = await node_side.build(process, settings.common, settings.node, neighbours)

@@ -197,3 +197,18 @@ def test_a_defect_in_a_process_is_not_reduced_to_one_line(started: dict[str, Com
     with pytest.raises(ZeroDivisionError):
         main(["standalone"])
     assert sys.excepthook is sys.__excepthook__
+
+
+@pytest.mark.parametrize("process", ["controller", "standalone"])
+def test_history_is_kept_for_a_quarter_or_longer(
+    process: str, started: dict[str, Composition], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PERDURE_DATABASE_URL", URL)
+    assert main([process]) == 0, capsys.readouterr().err
+    assert started[process].settings.history_days == 90
+    monkeypatch.setenv("PERDURE_HISTORY_DAYS", "400")
+    assert main([process]) == 0
+    assert started[process].settings.history_days == 400
+    for wrong in ("89", "-1", "1e9", "a year"):
+        assert main([process, "--history-days", wrong]) == 2
+        assert "--history-days" in capsys.readouterr().err
