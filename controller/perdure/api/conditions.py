@@ -49,6 +49,8 @@ class Reason(StrEnum):
     # stopped, by wish or by itself
     STOP_REQUESTED = "StopRequested"
     REMOVE_REQUESTED = "RemoveRequested"
+    EXPIRED = "Expired"
+    CLEANUP_REQUESTED = "CleanupRequested"
     DELETING = "Deleting"
     COMPLETED = "Completed"
     EXITED = "Exited"

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from perdure.api import names
+from perdure.api.duration import parse_ttl
 from perdure.api.names import Kind, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.network import (
     Dns,
@@ -25,6 +26,7 @@ from perdure.api.network import (
     read_host_ports,
 )
 from perdure.api.phases import Phase
+from perdure.api.request import Request, parse_request
 from perdure.api.struct import Struct
 
 
@@ -121,6 +123,7 @@ class RuntimeSpec(Struct, frozen=True, kw_only=True):
     desired_state: DesiredState = DesiredState.RUNNING
     restart_policy: RestartPolicy = RestartPolicy.ALWAYS
     stop: Stop = Stop()
+    stopped_ttl: str = msgspec.field(default="720h", name="stoppedTTL")
     deletion_policy: DeletionPolicy = DeletionPolicy.PRESERVE
     restore: Restore = Restore()
     min_ready_seconds: int = 0
@@ -129,6 +132,11 @@ class RuntimeSpec(Struct, frozen=True, kw_only=True):
     host_aliases: tuple[HostAlias, ...] = ()
     node_name: str | None = None
     node_selector: dict[str, str] = msgspec.field(default_factory=dict)
+
+    @property
+    def stopped_ttl_seconds(self) -> float | None:
+        """None: a stopped container is never cleaned up by itself."""
+        return parse_ttl(self.stopped_ttl)
 
 
 class Condition(Struct, frozen=True, kw_only=True):
@@ -149,6 +157,15 @@ class LastExit(Struct, frozen=True, kw_only=True):
     at: str = ""
 
 
+class RequestStatus(Struct, frozen=True, kw_only=True):
+    """How the last request by annotation was answered."""
+
+    id: str
+    outcome: str
+    code: str = ""
+    message: str = ""
+
+
 class RuntimeStatus(Struct, frozen=True, kw_only=True):
     """`status`, written by the controller until a runtime is bound, by the node's agent from then on."""
 
@@ -164,11 +181,13 @@ class RuntimeStatus(Struct, frozen=True, kw_only=True):
     ports: tuple[PortStatus, ...] = ()
     started_at: str | None = None
     stopped_at: str | None = None
+    expires_at: str | None = None
     restarts: int = 0
     last_exit: LastExit | None = None
     restored_from: str | None = None
     last_archive: str | None = None
     last_operation: str | None = None
+    last_request: RequestStatus | None = None
 
 
 class Runtime(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,6 +244,11 @@ class Runtime(msgspec.Struct, frozen=True, kw_only=True):
         return self.annotations.get(names.ANNOTATION_FORCE_RELEASE)
 
     @property
+    def request(self) -> Request | None:
+        """What a person asks for once, beside the spec."""
+        return parse_request(self.annotations.get(names.ANNOTATION_REQUEST))
+
+    @property
     def key(self) -> str:
         return f"{self.kind}/{self.namespace}/{self.name}"
 
@@ -242,6 +266,7 @@ def parse_runtime(raw: Mapping[str, Any]) -> Runtime:
     invalid = None
     try:
         spec = msgspec.convert(raw.get("spec") or {}, RuntimeSpec, strict=False)
+        _check_ttl(spec)
     except msgspec.ValidationError as error:
         spec, invalid = RuntimeSpec(image=""), str(error)
     try:
@@ -267,6 +292,13 @@ def parse_runtime(raw: Mapping[str, Any]) -> Runtime:
     )
 
 
+def _check_ttl(spec: RuntimeSpec) -> None:
+    try:
+        parse_ttl(spec.stopped_ttl)
+    except ValueError as error:
+        raise msgspec.ValidationError(f"{error} - at `$.stoppedTTL`") from error
+
+
 def status_to_json(status: RuntimeStatus) -> dict[str, Any]:
     """The status as the API server stores it."""
     result: dict[str, Any] = msgspec.to_builtins(status)
@@ -288,6 +320,7 @@ __all__ = [
     "NetworkMode",
     "Phase",
     "PullPolicy",
+    "RequestStatus",
     "ResourceLimits",
     "ResourceRequests",
     "Resources",

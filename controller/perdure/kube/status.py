@@ -12,10 +12,14 @@ from typing import Any
 import msgspec
 
 from perdure.api.node import NodeStatus
-from perdure.api.runtime import Condition, LastExit, RuntimeStatus, status_to_json
+from perdure.api.runtime import Condition, LastExit, RequestStatus, RuntimeStatus, status_to_json
 
 _KNOWN_KEYS = tuple(field.encode_name for field in msgspec.structs.fields(RuntimeStatus))
-_EXIT_KEYS = tuple(field.encode_name for field in msgspec.structs.fields(LastExit))
+_KEYS_OF_PARTS = {
+    "lastExit": tuple(field.encode_name for field in msgspec.structs.fields(LastExit)),
+    "lastRequest": tuple(field.encode_name for field in msgspec.structs.fields(RequestStatus)),
+}
+"""Objects within a status: a merge would leave keys of the old one in the new one."""
 
 
 def merge_conditions(old: Sequence[Condition], new: Sequence[Condition], now: str) -> tuple[Condition, ...]:
@@ -49,8 +53,9 @@ def status_patch(old: RuntimeStatus, new: RuntimeStatus, now: str) -> dict[str, 
     patch = _difference(before, after)
     if not before:
         patch |= {key: None for key in _KNOWN_KEYS if key not in after}
-    if isinstance(patch.get("lastExit"), dict):
-        patch["lastExit"] = dict.fromkeys(_EXIT_KEYS) | patch["lastExit"]
+    for part, keys in _KEYS_OF_PARTS.items():
+        if isinstance(patch.get(part), dict):
+            patch[part] = dict.fromkeys(keys) | patch[part]
     return patch
 
 

@@ -199,7 +199,7 @@ def test_names_and_columns_are_as_documented(kind: str) -> None:
         columns = [(column["name"], column.get("priority", 0)) for column in version["additionalPrinterColumns"]]
         assert columns == [
             ("PHASE", 0), ("READY", 0), ("NODE", 0), ("ADDRESS", 0), ("RESTARTS", 0), ("AGE", 0),
-            ("IMAGE", 1), ("ARCHIVE", 1), ("REASON", 1),
+            ("IMAGE", 1), ("ARCHIVE", 1), ("EXPIRES", 1), ("REASON", 1),
         ]  # fmt: skip
 
 

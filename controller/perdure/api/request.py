@@ -1,0 +1,48 @@
+"""What a person asks for once, beside the spec: the value of the annotation `perdure.dev/request`, such as
+`cleanup/7f3a`. The id after the slash makes it one request: it is done once, however often it is seen."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+
+MAX_ID_LENGTH = 64
+_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_ID_LENGTH - 1}}}")
+
+
+class Verb(StrEnum):
+    CLEANUP = "cleanup"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`problem`: why it is refused; it then has no verb, and its (shortened) text for an id."""
+
+    id: RequestId
+    verb: Verb | None
+    problem: str = ""
+
+
+def parse_request(text: str | None) -> Request | None:
+    """The annotation's value, understood. None where there is none."""
+    if not text:
+        return None
+    verb, _slash, id_ = text.partition("/")
+    known = next((found for found in Verb if found == verb), None)
+    if known is not None and _ID.fullmatch(id_):
+        return Request(RequestId(id_), known)
+    verbs = ", ".join(f"{found}/ID" for found in Verb)
+    problem = (
+        f"request {text[:MAX_ID_LENGTH]!r} is not understood; known are {verbs}, each ID being a new one of at most "
+        f"{MAX_ID_LENGTH} letters, digits, dots, hyphens and underscores"
+    )
+    return Request(RequestId(text[:MAX_ID_LENGTH]), None, problem)
+
+
+def write_request(verb: Verb, id_: RequestId) -> str:
+    """The annotation's value."""
+    return f"{verb}/{id_}"
