@@ -17,6 +17,8 @@ PATIENCE_SECONDS = 900.0
 QUIET_SECONDS = 20.0
 LOOK_SECONDS = 0.25
 STEADY_LOOKS = 4
+ABOUT_ARCHIVES = frozenset({"archives listed", "catalogue", "store"})
+"""How many were made on the way, or were listed by then."""
 
 Act = Callable[[Survivors], None]
 Goal = Callable[[Survivors], bool]
@@ -47,6 +49,8 @@ class Story:
     """The story ends with a purge: nothing of the data may be left."""
     given_up: bool = False
     """A person gave data up that is not there any more."""
+    varies: frozenset[str] = frozenset()
+    """Parts of the summary of its end that depend on the instant of the disturbance; the rest is compared."""
     network: bool = False
     """On a node that has a network."""
 
@@ -93,7 +97,8 @@ async def _tell(loop: JumpingLoop, story: Story, kill_at: frozenset[int], fail_a
             raise Broken("a purge left something behind")
     lost: frozenset[Uid] = frozenset(survivors.machine.written) if story.given_up else frozenset()
     promises.check_end(identities, lost)
-    return End(survivors.calls, tried_from, summary(survivors))
+    told = {key: value for key, value in summary(survivors).items() if key not in story.varies}
+    return End(survivors.calls, tried_from, told)
 
 
 async def _play(story: Story, survivors: Survivors, teller: _Teller, promises: Promises) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import msgspec
-from tests.crash.matrix import Act, Goal, Stage, Story
+from tests.crash.cleanup_stories import CLEANUP_STORIES
+from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
 from tests.crash.plant import Survivors
 from tests.crash.stories import (
     PRESERVE,
@@ -140,8 +141,10 @@ START = Stage(create(LISTENING), serving_after(1, **NUMBERS))
 NEVER = msgspec.structs.replace(SPEC, restart_policy=RestartPolicy.NEVER)
 
 
-def _story(name: str, *stages: Stage, tried_from: int = 1, purged: bool = False) -> Story:
-    return Story(name, stages, tried_from=tried_from, purged=purged, network=True)
+def _story(
+    name: str, *stages: Stage, tried_from: int = 1, purged: bool = False, varies: frozenset[str] = frozenset()
+) -> Story:
+    return Story(name, stages, tried_from=tried_from, purged=purged, network=True, varies=varies)
 
 
 def _during(act: Act, goal: Goal, call: str, interrupt: Act) -> Stage:
@@ -178,6 +181,7 @@ NETWORKED_STORIES: tuple[Story, ...] = (
         START,
         Stage(edit(desired_state=DesiredState.REMOVED), in_phase("Removed")),
         Stage(edit(desired_state=DesiredState.RUNNING), serving_after(2, **NUMBERS)),
+        varies=ABOUT_ARCHIVES,
     ),
     _story(
         "ports: added, moved and taken out",
@@ -226,4 +230,4 @@ NETWORKED_STORIES: tuple[Story, ...] = (
     ),
 )
 
-EVERY_STORY = (*STORIES, *NETWORKED_STORIES)
+EVERY_STORY = (*STORIES, *CLEANUP_STORIES, *NETWORKED_STORIES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from tests.crash.matrix import Act, Goal, Stage, Story
+from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
 from tests.crash.plant import Survivors
 
 from perdure.api import names
@@ -199,6 +199,7 @@ STORIES: tuple[Story, ...] = (
             Stage(edit(desired_state=DesiredState.REMOVED), in_phase("Removed")),
             Stage(edit(desired_state=DesiredState.RUNNING), running_after(2)),
         ),
+        varies=ABOUT_ARCHIVES,
         tried_from=1,
     ),
     Story("change what is run", (START, Stage(edit(args=("other",)), running_with(("other",)))), tried_from=1),

@@ -101,6 +101,7 @@ class ArchiveEntry:
     state: ArchiveState = "writing"
     published: bool = False
     unpublished: bool = False
+    put_away: bool = False
 
 
 @dataclass(slots=True)
@@ -151,6 +152,18 @@ class LedgerTables:
             for _, entry in sorted(self.archives.items())
             if entry.state != "purged" and not entry.facts.retain and entry.ref.identity == identity
         ]
+
+    def put_away(self, ref: RuntimeRef) -> ArchiveFacts | None:
+        """What holds the newest data of this life that is known."""
+        this = self.runtimes.get(ref.uid)
+        found = (
+            entry.facts
+            for entry in reversed(self.verified(ref.identity))
+            if entry.put_away
+            and this is not None
+            and (entry.facts.uid, entry.facts.snapshot_key) == (ref.uid, this.snapshot_key)
+        )
+        return next(found, None)
 
     def latest(self, identity: Identity) -> ArchiveFacts | None:
         return next((entry.facts for entry in reversed(self.verified(identity)) if not entry.facts.empty), None)
@@ -232,6 +245,7 @@ class FakeAgentLedger(_Fake):
                     and other.snapshot_key is not None
                     and not other.released
                 ),
+                put_away=self.tables.put_away(ref),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
             )
         )
@@ -390,6 +404,15 @@ class FakeAgentLedger(_Fake):
     async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
         self._before("purgeable")
         return tuple(entry.facts for entry in self.tables.purgeable(identity))
+
+    async def put_away(self, sequence: int, lease: Lease) -> None:
+        self._before("put_away")
+        self._check(lease)
+        entry = self.tables.archives.get(sequence)
+        if entry is None or entry.state != "verified":
+            raise LedgerUnavailable(f"recording that data is in archive {sequence}: the catalogue has none")
+        entry.put_away = True
+        self._after("put_away")
 
     async def mark_purging(self, sequence: int, lease: Lease) -> None:
         self._before("mark_purging")

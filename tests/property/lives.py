@@ -60,6 +60,9 @@ REGISTRY = {name: ImageFacts(name, "sha256:dd", CHAINS[0]) for name in IMAGES}
 EARLIER = ("earlier-1", "earlier-2")
 """Lineages of archives that an earlier life of the identity left."""
 
+PATIENCE_SECONDS = 400.0
+"""Longer than any wait for another try. What is due later is not waited for."""
+
 edit = msgspec.structs.replace
 
 
@@ -200,6 +203,22 @@ def _spec_is_edited(draw: Draw, truth: Truth, now: float) -> Truth:
     return edited(truth, draw.of(changed))
 
 
+def _time_is_set(draw: Draw, truth: Truth, now: float) -> Truth:
+    """How long it is kept when it is stopped: mostly for so short that it is cleaned up while somebody looks."""
+    runtime = truth.runtime
+    if runtime is None:
+        return truth
+    return edited(truth, edit(runtime.spec, stopped_ttl=draw.of(("0s", "1s", "100s", "720h", "Never"))))
+
+
+def _cleanup_is_asked_for(draw: Draw, truth: Truth, now: float) -> Truth:
+    runtime = truth.runtime
+    if runtime is None:
+        return truth
+    asked = {names.ANNOTATION_REQUEST: draw.of(("cleanup/1", "cleanup/2", "cleanup/3", "nonsense"))}
+    return truth.with_runtime(edit(runtime, annotations={**runtime.annotations, **asked}))
+
+
 def _deletion_begins(draw: Draw, truth: Truth, now: float) -> Truth:
     runtime = truth.runtime
     if runtime is None or runtime.terminating or draw.chance(0.2):
@@ -240,6 +259,8 @@ ACCIDENTS: tuple[Accident, ...] = (
     _images_are_pruned,
     _spec_is_edited,
     _spec_is_edited,
+    _time_is_set,
+    _cleanup_is_asked_for,
     _deletion_begins,
     _object_goes,
     _person_gives_up,
@@ -294,7 +315,7 @@ class Life:
         assert runtime is not None, self.story
         snapshot = truth.snapshots[truth.container.snapshot_key]
         wanted = before.written or wanted_lineage(before, runtime.spec, snapshot.facts.key)
-        assert snapshot.lineage == wanted, self.story
+        assert (snapshot.lineage, snapshot.writes) == (wanted, before.writes + 1), self.story
 
     def look_and_plan(self) -> Plan | None:
         world = look(self.truth)
@@ -359,6 +380,8 @@ class Life:
         if numbered != self.truth:
             self.become(numbered, "the controller published numbers")
             return True
+        if made.waiting is None and made.wake_at is not None and made.wake_at - self.now > PATIENCE_SECONDS:
+            return False  # what is stopped is kept for so long
         if made.wake_at is None or made.waiting is None:
             self.now = max(self.now, made.wake_at or 0.0)
             return made.wake_at is not None

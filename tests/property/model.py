@@ -25,10 +25,11 @@ from perdure.api.runtime import (
     RuntimeStatus,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
-from perdure.plan.operations import operation_id
+from perdure.plan.operations import answered, operation_id
 from perdure.plan.ports import numbered_ports, numbers_of
 from perdure.plan.steps import (
     AdoptSnapshot,
+    Answer,
     ArchiveWorkspace,
     Begin,
     CreateContainer,
@@ -41,6 +42,7 @@ from perdure.plan.steps import (
     PrepareWorkspace,
     PurgeArchives,
     ReapTask,
+    RecordPutAway,
     RemoveContainer,
     RemoveSandbox,
     RemoveWorkspace,
@@ -95,6 +97,7 @@ class Archive:
     lineage: str
     writes: int = 0
     operation: OperationId | None = None
+    put_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ class Truth:
     failure: Failure | None = None
     written: str | None = None
     """The lineage that a task of this life first ran on."""
+    writes: int = 0
+    """How often tasks of this life wrote to it."""
 
     @property
     def runtime(self) -> Runtime | None:
@@ -197,7 +202,8 @@ def _ledger(truth: Truth, record: Record, snapshots: tuple[SnapshotFacts, ...]) 
         case Wanted(runtime):
             restore = runtime.spec.restore
             half_restored = any(snapshot.gate is not None for snapshot in snapshots)
-            due = workspace is None and (runtime.spec.desired_state is DesiredState.RUNNING or half_restored)
+            to_run = runtime.spec.desired_state is DesiredState.RUNNING
+            due = workspace is None and (to_run or record.phase is None or half_restored)
         case Terminating(runtime):
             restore = runtime.spec.restore
             begun = record.operation is not None and record.operation.op is Op.PURGE
@@ -217,8 +223,18 @@ def ledger_facts(truth: Truth, restore: Restore) -> LedgerFacts:
         force_released=truth.force_released,
         latest=archives[max(archives)] if archives else None,
         named=next((facts for facts in archives.values() if named is not None and facts.object_name == named), None),
+        put_away=_put_away(truth),
         purgeable=tuple(archives),
     )
+
+
+def _put_away(truth: Truth) -> ArchiveFacts | None:
+    kept = (
+        archive.facts
+        for archive in truth.archives.values()
+        if archive.put_away and archive.facts.snapshot_key == truth.data_seen
+    )
+    return next(kept, None)
 
 
 # ---------------------------------------------------------------------------------------------- doing
@@ -239,6 +255,10 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
             return _finish(step, truth)
         case Note(noted):
             return (replace(truth, record=noted),)
+        case Answer(answer):
+            return (replace(truth, record=replace(record, last_request=answer)),)
+        case RecordPutAway():
+            return _record_put_away(step, truth, record)
         case Forget():
             return (replace(truth, record=None),)
         case EnsureImage(image):
@@ -316,7 +336,9 @@ def _begin(step: Begin, truth: Truth, now: float) -> tuple[Truth, ...]:
         n = record.operations + 1
         since = record.numbered_from if record.operations else now
         identity = operation_id(truth.ref.uid, since, n)
-        operation = OpenOperation(identity, step.op, step.source, now, step.before, committed=not step.durable)
+        operation = OpenOperation(
+            identity, step.op, step.source, now, step.before, committed=not step.durable, request=step.request
+        )
         record = replace(record, operations=n, numbered_from=since, operation=operation)
     committed = replace(record, operation=replace(operation, committed=True))
     return replace(truth, record=record), replace(truth, record=committed)
@@ -329,7 +351,13 @@ def _finish(step: Finish, truth: Truth) -> tuple[Truth, ...]:
     workspace = record.workspace
     key = workspace.key if workspace is not None and workspace.prepared else None
     told = replace(truth, data_seen=key or truth.data_seen, released=truth.released or step.release)
-    closed = replace(record, operation=None, phase=step.after, released=record.released or step.release)
+    closed = replace(
+        record,
+        operation=None,
+        phase=step.after,
+        released=record.released or step.release,
+        last_request=answered(record.operation, step) or record.last_request,
+    )
     ended = replace(told, record=closed)
     return (told, ended) if step.release else (ended,)
 
@@ -365,11 +393,12 @@ def _restore(step: RestoreWorkspace, truth: Truth) -> tuple[Truth, ...]:
     assert truth.task is None, "a layer is written only while no task is on it"
     record, snapshot = truth.known(), truth.snapshots[step.key]
     assert record.workspace is not None
-    lineage = truth.archives[step.archive.sequence].lineage
-    filled = _with_snapshot(truth, replace(snapshot, lineage=lineage))
-    opened = _with_snapshot(filled, replace(snapshot, facts=replace(snapshot.facts, gate=None), lineage=lineage))
+    archive = truth.archives[step.archive.sequence]
+    full = replace(snapshot, lineage=archive.lineage, writes=archive.writes)
+    filled = _with_snapshot(truth, full)
+    opened = _with_snapshot(filled, replace(full, facts=replace(snapshot.facts, gate=None)))
     name = step.archive.object_name or str(step.archive.sequence)
-    restored = replace(record, workspace=replace(record.workspace, gate=None, restored_from=name))
+    restored = replace(record, workspace=replace(record.workspace, gate=None, restored_from=name), put_away=None)
     return filled, opened, replace(opened, record=restored)
 
 
@@ -409,7 +438,8 @@ def started(truth: Truth, key: SnapshotKey) -> Truth:
     """A main process is alive on the snapshot and writes, whoever started it."""
     snapshot = truth.snapshots[key]
     wrote = _with_snapshot(truth, replace(snapshot, writes=snapshot.writes + 1))
-    return replace(wrote, task=TaskFacts(TaskState.RUNNING, 42), written=truth.written or snapshot.lineage)
+    running = TaskFacts(TaskState.RUNNING, 42)
+    return replace(wrote, task=running, written=truth.written or snapshot.lineage, writes=snapshot.writes + 1)
 
 
 def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -464,6 +494,15 @@ def _remove_workspace(step: RemoveWorkspace, truth: Truth, record: Record) -> Tr
             archive, snapshot = truth.archives[workspace.archived.sequence], truth.snapshots[step.key]
             assert (archive.lineage, archive.writes) == (snapshot.lineage, snapshot.writes)
     return replace(truth, snapshots={key: found for key, found in truth.snapshots.items() if key != step.key})
+
+
+def _record_put_away(step: RecordPutAway, truth: Truth, record: Record) -> tuple[Truth, ...]:
+    assert record.workspace is not None
+    assert record.workspace.archived == step.put_away.archive
+    assert record.workspace.key not in truth.snapshots
+    sequence = step.put_away.archive.sequence
+    told = replace(truth, archives={**truth.archives, sequence: replace(truth.archives[sequence], put_away=True)})
+    return told, replace(told, record=replace(record, workspace=None, put_away=step.put_away))
 
 
 def archive_of(ref: RuntimeRef, sequence: int, node: NodeId, key: SnapshotKey, image: ImageFacts) -> ArchiveFacts:

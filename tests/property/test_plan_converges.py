@@ -36,9 +36,11 @@ from perdure.api.runtime import (
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import same_process, spec_mark
 from perdure.plan.steps import StartTask, Step
+from perdure.plan.view import stamp
 from perdure.plan.world import (
     OWN_NAMESPACE,
     Gone,
+    Record,
     TaskState,
     Terminating,
     Wanted,
@@ -92,15 +94,20 @@ def _ends_as_the_spec_says(life: Life, truth: Truth, runtime: Runtime) -> None:
     match runtime.spec.desired_state:
         case DesiredState.STOPPED:
             assert truth.task is None, story
-            assert runtime.status.phase == Phase.STOPPED, story
+            cleaned_up = record.put_away is not None and workspace is None
+            assert runtime.status.phase == (Phase.REMOVED if cleaned_up else Phase.STOPPED), story
+            _keeps_its_time(life, runtime)
         case DesiredState.REMOVED:
             assert (truth.task, truth.container, truth.sandbox) == (None, None, None), story
             assert runtime.status.phase == Phase.REMOVED, story
+            assert all(snapshot.facts.gate is not None for snapshot in truth.snapshots.values()), story
         case DesiredState.RUNNING if record.halted is not None:
             assert truth.task is None, story
             assert same_process(record.halted.spec_hash, spec_mark(runtime.spec)), story
             assert runtime.spec.restart_policy is not RestartPolicy.ALWAYS or record.last_exit is not None, story
-            assert runtime.status.phase == Phase.STOPPED, story
+            cleaned_up = record.put_away is not None and workspace is None
+            assert runtime.status.phase == (Phase.REMOVED if cleaned_up else Phase.STOPPED), story
+            _keeps_its_time(life, runtime)
         case DesiredState.RUNNING if workspace is None:
             key = truth.ref.snapshot_key(record.newest_n + 1)
             assert wanted_lineage(truth, runtime.spec, key) is None, story
@@ -130,8 +137,37 @@ def _ends_as_the_spec_says(life: Life, truth: Truth, runtime: Runtime) -> None:
             assert truth.snapshots[workspace.key].facts.gate is None, story
             assert runtime.status.phase == Phase.RUNNING, story
     if truth.written is not None:
-        assert workspace is not None, story
-        assert truth.snapshots[workspace.key].lineage == truth.written, story
+        _data_is_where_it_should_be(truth, record, story)
+    request = runtime.request
+    if request is not None and not failed:
+        last = runtime.status.last_request
+        assert last is not None, story
+        assert last.id == request.id, story
+
+
+def _data_is_where_it_should_be(truth: Truth, record: Record, story: tuple[str, ...]) -> None:
+    """All of it: in the snapshot of the workspace, or in the archive that stands in its place."""
+    workspace, put_away = record.workspace, record.put_away
+    if workspace is not None and workspace.gate is None:
+        snapshot = truth.snapshots[workspace.key]
+        assert (snapshot.lineage, snapshot.writes) == (truth.written, truth.writes), story
+        return
+    assert put_away is not None, story
+    archive = truth.archives[put_away.archive.sequence]
+    assert (archive.lineage, archive.writes) == (truth.written, truth.writes), story
+    assert workspace is None or workspace.gate == put_away.archive, story
+
+
+def _keeps_its_time(life: Life, runtime: Runtime) -> None:
+    """What is stopped and still there is within its time, and says when that is over."""
+    record = life.truth.known()
+    ttl, workspace = runtime.spec.stopped_ttl_seconds, record.workspace
+    if workspace is None or workspace.gate is not None or ttl is None:
+        assert runtime.status.expires_at is None, life.story
+        return
+    assert record.stopped_at is not None, life.story
+    assert runtime.status.expires_at == stamp(record.stopped_at + ttl), life.story
+    assert life.now < record.stopped_at + ttl + 1, life.story
 
 
 def _ends_gone(life: Life, began: Truth, truth: Truth) -> None:

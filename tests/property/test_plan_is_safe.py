@@ -16,6 +16,7 @@ from perdure.plan.operations import DURABLE
 from perdure.plan.planner import plan
 from perdure.plan.steps import (
     DESTRUCTIVE,
+    Answer,
     ArchiveWorkspace,
     Begin,
     Finish,
@@ -24,11 +25,12 @@ from perdure.plan.steps import (
     Plan,
     PrepareWorkspace,
     PurgeArchives,
+    RecordPutAway,
     RemoveWorkspace,
     RestoreWorkspace,
     StartTask,
 )
-from perdure.plan.world import Gone, Observed, Op, TaskState, Terminating, Unseen, Wanted, World
+from perdure.plan.world import Code, Gone, Observed, Op, Source, TaskState, Terminating, Unseen, Wanted, World
 
 S = TypeVar("S")
 AWAY = Unknown("the engine did not answer")
@@ -149,10 +151,64 @@ def test_nothing_is_destroyed_or_archived_under_a_freeze(drawn: Sequence[Case]) 
 
 
 @given(cases)
-def test_nothing_is_destroyed_for_a_live_or_an_unseen_object(drawn: Sequence[Case]) -> None:
+def test_nothing_is_destroyed_for_an_unseen_object(drawn: Sequence[Case]) -> None:
     for case in drawn:
-        if isinstance(case.world.desired, Wanted | Unseen):
+        if isinstance(case.world.desired, Unseen):
             assert not destructive(case.plan)
+
+
+@given(cases)
+def test_a_live_object_loses_its_snapshot_only_in_a_clean_up_and_to_an_archive(drawn: Sequence[Case]) -> None:
+    for case in drawn:
+        if not isinstance(case.world.desired, Wanted) or not destructive(case.plan):
+            continue
+        (step,) = destructive(case.plan)
+        spec, record = case.world.desired.runtime.spec, case.world.record
+        assert isinstance(step, RemoveWorkspace)
+        assert step.ground is Ground.ARCHIVED
+        assert operation_of(case.world, case.plan) is Op.CLEANUP
+        assert not record.running
+        assert spec.desired_state != "Running" or record.halted is not None
+
+
+@given(cases)
+def test_a_clean_up_begins_only_for_a_reason(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, Begin):
+        if step.op is not Op.CLEANUP or not isinstance(world.desired, Wanted):
+            continue
+        runtime, record = world.desired.runtime, world.record
+        match step.source:
+            case Source.AUTO_TTL:
+                assert record.stopped_at is not None
+                assert runtime.spec.stopped_ttl_seconds is not None
+                assert record.stopped_at + runtime.spec.stopped_ttl_seconds <= NOW
+            case Source.ADMIN_CLI:
+                assert runtime.request is not None
+                assert runtime.request.id == step.request
+                assert record.last_request is None or record.last_request.id != step.request
+            case _:
+                assert runtime.spec.desired_state == "Removed"
+
+
+@given(cases)
+def test_a_request_is_answered_once_and_with_nothing_else(drawn: Sequence[Case]) -> None:
+    for world, made, step in found(drawn, Answer):
+        assert len(made.steps) == 1
+        assert world.record.last_request is None or world.record.last_request.id != step.answer.id
+        if step.answer.code is Code.REPLAY_NO_OP:
+            assert world.observed.task == Absent()
+            assert not isinstance(world.observed.container, Present)
+
+
+@given(cases)
+def test_data_is_put_away_only_in_a_verified_archive_of_exactly_what_is_gone(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, RecordPutAway):
+        workspace, snapshots = world.record.workspace, world.observed.snapshots
+        assert workspace is not None
+        assert workspace.archived == step.put_away.archive
+        assert step.put_away.archive.snapshot_key == workspace.key
+        assert not isinstance(snapshots, Unknown)
+        assert isinstance(snapshots, Absent) or workspace.key not in {snapshot.key for snapshot in snapshots.it}
 
 
 @given(cases)
@@ -190,10 +246,13 @@ def test_a_task_starts_only_for_an_object_that_is_wanted_running(drawn: Sequence
 def test_a_workspace_is_made_only_where_nothing_ever_showed_data(drawn: Sequence[Case]) -> None:
     for world, _, step in found(drawn, PrepareWorkspace):
         assert isinstance(world.desired, Wanted)
-        assert world.desired.runtime.status.snapshot_key is None
+        assert world.desired.runtime.status.snapshot_key is None or world.record.put_away is not None
         assert world.record.workspace is None
         assert no_snapshot(world.observed)
         assert step.n > world.record.newest_n
+        if world.record.put_away is not None:
+            assert step.gate == world.record.put_away.archive
+            continue
         ledger, restore = world.observed.ledger, world.desired.runtime.spec.restore
         if not isinstance(ledger, Present):
             assert restore.policy == "None"
@@ -255,9 +314,11 @@ def test_a_life_ends_in_the_ledger_only_when_its_data_is_dealt_with(drawn: Seque
         if op is Op.PURGE:
             assert isinstance(ledger, Present)
             assert ledger.it.purgeable == ()
+        elif world.record.put_away is not None and (workspace is None or not workspace.ever_started):
+            assert world.record.put_away.archive.snapshot_key != ""
         elif workspace is None or not workspace.prepared:
             assert isinstance(ledger, Present)
-            assert ledger.it.data_seen is None or ledger.it.released
+            assert ledger.it.data_seen is None or ledger.it.released or ledger.it.put_away is not None
         elif workspace.ever_started:
             assert workspace.archived is not None
             assert workspace.archived.snapshot_key == workspace.key

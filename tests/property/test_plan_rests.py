@@ -22,6 +22,7 @@ from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.planner import plan
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import spec_mark
+from perdure.plan.steps import Begin
 from perdure.plan.world import (
     OWN_NAMESPACE,
     ContainerFacts,
@@ -30,9 +31,12 @@ from perdure.plan.world import (
     ImageFacts,
     LedgerFacts,
     Observed,
+    Op,
+    PutAway,
     Record,
     SandboxFacts,
     SnapshotFacts,
+    Source,
     TaskFacts,
     TaskState,
     Wanted,
@@ -46,7 +50,9 @@ def healthy_world(draw: Draw) -> World:
     truth = with_numbers(newborn(draw))
     runtime, ref = truth.runtime, truth.ref
     assert runtime is not None
-    spec, n = runtime.spec, draw.of((1, 2, 7))
+    n = draw.of((1, 2, 7))
+    spec = edit(runtime.spec, stopped_ttl=draw.of(("100s", "720h", "Never")))
+    runtime = edit(runtime, spec=spec)
     running, stopped = spec.desired_state is DesiredState.RUNNING, spec.desired_state is DesiredState.STOPPED
     image = REGISTRY[spec.image]
     halted = running and draw.chance(0.3)
@@ -66,27 +72,32 @@ def healthy_world(draw: Draw) -> World:
     gate = workspace.gate.sequence if workspace.gate is not None else None
     alive = running and not halted
     mark = spec_mark(spec)
-    phase = Phase.RUNNING if alive else Phase.REMOVED if not running and not stopped else Phase.STOPPED
+    removed = not running and not stopped
+    put_away = not alive and draw.chance(0.8 if removed else 0.3)
+    phase = Phase.RUNNING if alive else Phase.REMOVED if removed or put_away else Phase.STOPPED
+    half_restored = workspace.gate is not None
+    there = running or half_restored if removed or put_away else running or draw.chance(0.8)
     record = Record(
         ref=ref,
         newest_n=n,
-        workspace=workspace if running or draw.chance(0.8) else None,
+        workspace=workspace if there and not put_away else None,
         operations=draw.of((1, 50)),
         numbered_from=NOW - 1e6,
         phase=phase,
         started_at=draw.moment() if alive else draw.maybe(0.5, NOW - 100),
-        stopped_at=draw.maybe(0.5, NOW - 200),
+        stopped_at=draw.maybe(0.5, NOW - 200) if alive else NOW - 50,
         running=alive,
         restarts=draw.of((0, 3)),
         failures_in_row=draw.of((0, 2)),
         last_exit=draw.exit() if halted else draw.maybe(0.5, draw.exit()),
         halted=Halted(draw.of((Reason.COMPLETED, Reason.EXITED)), mark) if halted else None,
+        put_away=PutAway(archived, draw.of(tuple(Source))) if put_away else None,
     )
     facts = SnapshotFacts(workspace.key, n, image.chain_id, image.name, image.digest, gate)
     limits = mark if draw.chance(0.7) else f"{mark.partition('-')[0]}-{'0' * 8}"
     container = ContainerFacts(ref.container_id, workspace.key, limits)
-    with_container = alive or ((halted or stopped) and draw.chance(0.7))
-    with_sandbox = alive or ((halted or stopped) and draw.chance(0.7))
+    with_container = alive or ((halted or stopped) and not put_away and draw.chance(0.7))
+    with_sandbox = alive or ((halted or stopped) and not put_away and draw.chance(0.7))
     images: tuple[Certain[ImageFacts], ...] = (Absent(), Unknown("not asked"), Present(draw.image()))
     ledgers: tuple[Certain[LedgerFacts], ...] = (Absent(), Unknown("not asked"), Present(LedgerFacts()))
     observed = Observed(
@@ -96,7 +107,7 @@ def healthy_world(draw: Draw) -> World:
         sandbox=Present(_whole_network(runtime, record)) if with_sandbox else Absent(),
         image=draw.of(images),
         wanted_image=draw.of(images),
-        ledger=draw.of((*ledgers, Present(draw.ledger()))),
+        ledger=draw.of((*ledgers, Present(replace(draw.ledger(), put_away=None)))),
     )
     shown = edit(runtime, status=RuntimeStatus(phase=phase, snapshot_key=draw.maybe(0.5, workspace.key)))
     freeze = draw.maybe(0.1, Freeze(draw.of((Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED)), "look first"))
@@ -113,9 +124,19 @@ def test_nothing_is_done_to_what_is_as_desired(seed: int) -> None:
     assert made.status is not None
     assert made.status.phase == world.record.phase
     assert plan(world, NOW) == made
-    later = plan(world, NOW + 3600)
-    assert later.steps == (), world
-    assert later.wake_at is None, world
+    record, later = world.record, plan(world, NOW + 3600)
+    assert isinstance(world.desired, Wanted)
+    ttl = world.desired.runtime.spec.stopped_ttl_seconds
+    if record.running or record.workspace is None or record.workspace.gate is not None or ttl is None:
+        assert later.steps == (), world
+        assert later.wake_at is None, world
+        return
+    assert record.stopped_at is not None
+    due = record.stopped_at + ttl
+    assert made.wake_at == due, world
+    assert plan(world, due - 0.001).steps == (), world
+    begun = [step.op for step in plan(world, due).steps if isinstance(step, Begin)]
+    assert begun == ([Op.CLEANUP] if world.freeze is None else []), world
 
 
 def _whole_network(runtime: Runtime, record: Record) -> SandboxFacts:

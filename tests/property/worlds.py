@@ -30,6 +30,7 @@ from perdure.api.network import (
     write_host_ports,
 )
 from perdure.api.phases import Phase
+from perdure.api.request import RequestId
 from perdure.api.runtime import (
     DeletionPolicy,
     DesiredState,
@@ -49,7 +50,9 @@ from perdure.plan.planner import plan
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import Plan
 from perdure.plan.world import (
+    AnsweredRequest,
     ArchiveFacts,
+    Code,
     ContainerFacts,
     Desired,
     Exit,
@@ -63,6 +66,8 @@ from perdure.plan.world import (
     Observed,
     Op,
     OpenOperation,
+    Outcome,
+    PutAway,
     Record,
     SandboxFacts,
     SnapshotFacts,
@@ -173,6 +178,7 @@ class Draw:
             desired_state=self.of((DesiredState.RUNNING, *DesiredState)),
             restart_policy=self.of(tuple(RestartPolicy)),
             stop=Stop(signal=self.maybe(0.3, "SIGINT")),
+            stopped_ttl=self.of(("720h", "0s", "100s", "Never")),
             deletion_policy=self.of(tuple(DeletionPolicy)),
             restore=self.of(
                 (
@@ -241,6 +247,8 @@ class Draw:
             deletion_seen=self.chance(0.5),
             force_released=self.chance(0.15),
             released=self.chance(0.15),
+            put_away=self.maybe(0.2, PutAway(self.archive(), self.of(tuple(Source)))),
+            last_request=self.maybe(0.2, AnsweredRequest(RequestId("1"), Outcome.SUCCESS, Code.NONE, "done")),
         )
 
     def ledger(self) -> LedgerFacts:
@@ -250,6 +258,7 @@ class Draw:
             latest=self.maybe(0.4, self.archive()),
             named=self.maybe(0.6, self.archive()),
             unarchived=self.of(((), (), (Uid("uid-0"),))),
+            put_away=self.maybe(0.3, self.archive()),
             purgeable=self.of(((), (7,))),
         )
 
@@ -280,6 +289,7 @@ class Draw:
                 names.LABEL_NAMESPACE_UID: REF.namespace_uid,
             },
             annotations=({names.ANNOTATION_FORCE_RELEASE: "the disk is gone"} if force else {})
+            | ({names.ANNOTATION_REQUEST: self.of(("cleanup/1", "cleanup/2", "?"))} if self.chance(0.2) else {})
             | told(dict(self.of(NUMBERS))),
             finalizers=(names.FINALIZER,),
             deletion_timestamp="2026-01-01T00:00:00Z" if terminating else None,

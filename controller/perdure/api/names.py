@@ -87,6 +87,11 @@ ENGINE_LABEL_SPEC = f"{GROUP}/spec-hash"
 LABEL_GC_ROOT = "containerd.io/gc.root"
 
 
+def generation(key: SnapshotKey) -> int:
+    """The `n` in a snapshot's key."""
+    return int(key.rpartition("-")[2])
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """What a StatefulSet would call the claim's name: data preserved under it comes back to whoever has it next."""

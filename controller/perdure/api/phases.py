@@ -40,7 +40,16 @@ _ANY_LIVE = frozenset(
 
 EDGES: dict[Phase, frozenset[Phase]] = {
     Phase.PENDING: frozenset(
-        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+        {
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+        }
     ),
     Phase.CREATING: _ANY_LIVE - {Phase.CREATING},
     Phase.RESTORING: _ANY_LIVE - {Phase.RESTORING},

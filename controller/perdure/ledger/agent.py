@@ -61,6 +61,7 @@ class PostgresAgentLedger:
                 quarantined=row["quarantined"],
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,
                 unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
+                put_away=catalogue.archive_facts(row["put_away"]) if row["put_away"] else None,
                 purgeable=tuple(row["purgeable"]),
             )
         )
@@ -178,6 +179,13 @@ class PostgresAgentLedger:
                 f"{doing}: the catalogue has that sequence as {row['state'] or 'unknown'}, not as this archive being "
                 "written; the snapshot is kept and archived anew"
             )
+
+    async def put_away(self, sequence: int, lease: Lease) -> None:
+        doing = f"recording that a clean-up left the data in archive {sequence}"
+        parameters = {"installation": self._installation, "sequence": sequence}
+        row = await self._fenced(doing, catalogue.PUT_AWAY, parameters, lease)
+        if not row["done"]:
+            raise LedgerUnavailable(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}, not as verified")
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         return await self._archives_of(identity, "archives", catalogue.OF_IDENTITY, {"node_id": node})

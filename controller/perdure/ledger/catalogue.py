@@ -46,6 +46,17 @@ SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM verified) AS done,
        (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
 """)
 
+PUT_AWAY = sql.SQL(f"""
+WITH {HELD}, put_away AS (
+    UPDATE archives SET put_away_at = COALESCE(put_away_at, now())
+      FROM held
+     WHERE installation = %(installation)s AND sequence = %(sequence)s AND state = 'verified'
+    RETURNING sequence
+)
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM put_away) AS done,
+       (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+""")
+
 MARK_PURGING = sql.SQL(f"""
 WITH {HELD}, purging AS (
     UPDATE archives SET state = 'purging', purging_at = COALESCE(purging_at, now())
@@ -104,9 +115,19 @@ NAMED = """
   ORDER BY named.sequence DESC LIMIT 1)
 """
 
+KEPT = """
+(SELECT to_jsonb(kept) FROM archives AS kept
+  WHERE kept.installation = %(installation)s AND kept.namespace_uid = %(namespace_uid)s
+    AND kept.kind = %(kind)s AND kept.name = %(name)s AND kept.uid = %(uid)s AND kept.state = 'verified'
+    AND kept.put_away_at IS NOT NULL AND kept.snapshot_key = this.snapshot_key
+  ORDER BY kept.sequence DESC LIMIT 1)
+"""
+"""What was put away, unless data is known that came after it: no snapshot's key is used twice."""
+
 FACTS = sql.SQL(f"""
 SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
        this.force_released_at IS NOT NULL AS force_released, {LATEST} AS latest, {NAMED} AS named,
+       {KEPT} AS put_away,
        (SELECT max(bad.sequence) FROM archives AS bad
          WHERE bad.installation = %(installation)s AND bad.namespace_uid = %(namespace_uid)s
            AND bad.kind = %(kind)s AND bad.name = %(name)s AND bad.state = 'quarantined') AS quarantined,

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from perdure.api import names
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState, RestorePolicy
 from perdure.plan.certainty import Present
 from perdure.plan.data_source import Fresh, FromArchive, Undecided, choose
+from perdure.plan.requests import is_halted
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.steps import (
     AdoptSnapshot,
     EnsureImage,
+    Finish,
     Note,
     Plan,
     PrepareWorkspace,
+    RecordPutAway,
     RestoreWorkspace,
+    Waiting,
 )
 from perdure.plan.view import archive_name
 from perdure.plan.world import (
     ArchiveFacts,
     LedgerFacts,
     Op,
+    Outcome,
+    PutAway,
     Source,
 )
 
@@ -37,8 +44,8 @@ def orphan_is_adopted(scene: Scene) -> Plan | None:
     if newest.gate is None:
         return scene.under(Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, None))
     match scene.world.observed.ledger:
-        case Present(it=LedgerFacts(latest=latest, named=named)):
-            for archive in (latest, named):
+        case Present(it=LedgerFacts(latest=latest, named=named, put_away=put_away)):
+            for archive in (latest, named, put_away):
                 if archive is not None and archive.sequence == newest.gate:
                     return scene.under(Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, archive))
             return scene.block(
@@ -53,17 +60,78 @@ def orphan_is_adopted(scene: Scene) -> Plan | None:
             )
 
 
+def known_put_away(scene: Scene) -> ArchiveFacts | None:
+    """The archive that a clean-up left in the place of the snapshot, by the journal or, where that was lost, by the
+    ledger. A status that shows newer data than that proves that it is not all."""
+    if scene.workspace is not None and scene.workspace.ever_started:
+        return None
+    if scene.record.put_away is not None:
+        return scene.record.put_away.archive
+    match scene.world.observed.ledger:
+        case Present(it=LedgerFacts(released=False, put_away=archive)) if archive is not None:
+            shown = scene.runtime.status.snapshot_key
+            return archive if shown in (None, archive.snapshot_key) else None
+        case _:
+            return None
+
+
+def put_away_is_remembered(scene: Scene) -> Plan | None:
+    """The journal was lost since the data was put away: the ledger has it. Keys of snapshots are never used again."""
+    if scene.workspace is not None or scene.snapshots or scene.record.put_away is not None:
+        return None
+    archive = known_put_away(scene)
+    if archive is None:
+        return _wait_for_who_knows(scene)
+    known = replace(
+        scene.record,
+        put_away=PutAway(archive, Source.AUTO_RECONCILE),
+        newest_n=max(scene.record.newest_n, names.generation(archive.snapshot_key)),
+    )
+    return Plan(steps=(Note(known, "the ledger has it that the data was archived and put away"),))
+
+
+def _wait_for_who_knows(scene: Scene) -> Plan | None:
+    """Nothing is on record, and the status shows an archive of this life: what that means only the ledger can say."""
+    shown, ledger = scene.runtime.status.last_archive, scene.world.observed.ledger
+    if shown is None or scene.record.phase is not None or isinstance(ledger, Present):
+        return None
+    until = scene.now + UNDECIDED_RETRY_SECONDS
+    message = f"the ledger must say whether the data of this runtime is in archive {shown}"
+    return Plan(wake_at=until, waiting=Waiting(Reason.LEDGER_UNAVAILABLE, message, until))
+
+
+def task_was_there(scene: Scene, phase: Phase | None = None) -> Plan | None:
+    """Whoever started it: from now on the layer holds data, and an archive of it is out of date."""
+    workspace = scene.workspace
+    if scene.task is None or workspace is None or (workspace.ever_started and workspace.archived is None):
+        return None
+    touched = replace(workspace, ever_started=True, archived=None)
+    return scene.do(Note(replace(scene.record, workspace=touched), "a task was found on it"), phase=phase)
+
+
+def archive_is_out_of_date(scene: Scene) -> Plan | None:
+    """Somebody ran a task on data that is to be cleaned up: what is archived is not all any more."""
+    return task_was_there(scene) if scene.archived is not None else None
+
+
 def workspace_must_exist(scene: Scene) -> Plan | None:
     """A first start: decide where the data comes from, then make the workspace. A stopped runtime needs none yet."""
     if scene.workspace is not None or scene.runtime.spec.desired_state is not DesiredState.RUNNING:
         return None
+    put_away, operation = scene.record.put_away, scene.record.operation
+    if put_away is not None and operation is not None and operation.op is Op.CLEANUP:
+        kept = f"its data is kept as archive {archive_name(put_away.archive)}"
+        return scene.do(Finish(Outcome.SUCCESS, Phase.REMOVED, kept), phase=Phase.REMOVED)
+    if put_away is not None and is_halted(scene):
+        return None  # it ended by itself, and was cleaned up since: nobody asked for it to run again
     freeze = scene.world.freeze
     asked_for_nothing = scene.runtime.spec.restore.policy is RestorePolicy.NONE
     if freeze is not None and freeze.reason is Reason.IDENTITY_CHANGED and not asked_for_nothing:
         # Another ledger knows of no archive: "nothing to bring back" is not its word to give.
         scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, freeze.reason, freeze.message)
         return scene.wait(freeze.reason, freeze.message, phase=Phase.PENDING)
-    match choose(scene.runtime, scene.world.observed.ledger):
+    choice = FromArchive(put_away.archive) if put_away else choose(scene.runtime, scene.world.observed.ledger)
+    match choice:
         case Undecided(reason, message, phase):
             if phase is Phase.BLOCKED:
                 return scene.block(reason, message)
@@ -81,11 +149,16 @@ def workspace_must_exist(scene: Scene) -> Plan | None:
         return scene.block(
             Reason.IMAGE_CHANGED,
             f"archive {archive_name(archive)} was written on image {archive.image}, and {image.name} has other layers. "
-            f"Set spec.image back to {archive.image}, or set restore.policy: None to start on fresh data",
+            f"Set spec.image back to {archive.image}{_or_nothing(scene)}",
         )
     n = scene.record.newest_n + 1
     prepare = PrepareWorkspace(scene.world.ref.snapshot_key(n), n, image, archive)
     return scene.under(op, Source.KUBECTL, prepare, *sandbox_if_missing(scene))
+
+
+def _or_nothing(scene: Scene) -> str:
+    """The other way out, for data of an earlier life. This life's own is never started without."""
+    return "" if scene.record.put_away is not None else ", or set restore.policy: None to start on fresh data"
 
 
 def workspace_is_where_it_was(scene: Scene) -> Plan | None:
@@ -110,6 +183,10 @@ def workspace_is_where_it_was(scene: Scene) -> Plan | None:
             seen = replace(scene.record, workspace=replace(workspace, prepared=True))
             return scene.do(Note(seen, "the engine has the snapshot"))
         return None
+    if scene.archived is not None:
+        operation = scene.record.operation
+        source = operation.source if operation is not None and operation.op is Op.CLEANUP else Source.AUTO_RECONCILE
+        return scene.do(RecordPutAway(PutAway(scene.archived, source)))
     if workspace.prepared or workspace.ever_started:
         return scene.block(
             Reason.DATA_MISSING,

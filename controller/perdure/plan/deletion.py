@@ -12,7 +12,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.names import Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
-from perdure.plan import first_rules
+from perdure.plan import data, first_rules
 from perdure.plan.certainty import Present
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
 from perdure.plan.scene import Rule, Scene
@@ -27,9 +27,9 @@ from perdure.plan.steps import (
     PurgeArchives,
     RemoveWorkspace,
 )
-from perdure.plan.stopping import stop_and_reap, take_down
 from perdure.plan.view import StatusDraft, archive_name
-from perdure.plan.world import Gone, LedgerFacts, Op, Outcome, Record, Source, Workspace, World
+from perdure.plan.way_down import stop_and_reap, take_down
+from perdure.plan.world import ArchiveFacts, Gone, LedgerFacts, Op, Outcome, Record, Source, Workspace, World
 
 LEDGER_RETRY_SECONDS = 5.0
 _GONE = "gone"
@@ -96,15 +96,15 @@ def _force_release(scene: Scene) -> Plan | None:
         return scene.do(Note(replace(record, force_released=True), "a person released the object by force"))
     if not record.force_released:
         return None
-    stopping = stop_and_reap(scene, Op.CLEANUP, Source.KUBECTL)
+    stopping = stop_and_reap(scene, Op.STOP, Source.KUBECTL)
     if stopping is not None:
         return stopping
-    removing = take_down(scene, Op.CLEANUP, Source.KUBECTL)
+    removing = take_down(scene, Op.STOP, Source.KUBECTL)
     if removing is not None:
         return removing
     if record.operation is None and record.phase is not Phase.REMOVED:
-        return scene.under(Op.CLEANUP, Source.KUBECTL)
-    done = closing(record, {Op.CLEANUP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
+        return scene.under(Op.STOP, Source.KUBECTL)
+    done = closing(record, {Op.STOP}, Phase.REMOVED, "released by force; the data stays pinned as an orphan")
     if done is None and isinstance(scene.world.desired, Gone) and not scene.snapshots:
         return Plan(steps=(Forget(),))  # nothing is pinned that the record could help to find
     return Plan(steps=(done,) if done else ())
@@ -125,8 +125,7 @@ def _released(scene: Scene) -> Plan | None:
     """The ledger has it that this life is over: the controller takes the finalizer off."""
     if not scene.record.released:
         return None
-    workspace = scene.workspace
-    archived = workspace.archived if workspace else None
+    archived = _kept_as(scene.record)
     if archived is not None:
         scene.draft.set(ConditionType.PRESERVED, Truth.TRUE, Reason.ARCHIVED, archive_name(archived))
     else:
@@ -134,6 +133,13 @@ def _released(scene: Scene) -> Plan | None:
     scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.DELETING)
     scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, Reason.DELETING)
     return Plan(status=scene.draft.build(scene.record.phase or Phase.PRESERVING))
+
+
+def _kept_as(record: Record) -> ArchiveFacts | None:
+    """The archive that this life's data is in, whether its deletion or a clean-up made it."""
+    if record.workspace is not None and record.workspace.archived is not None:
+        return record.workspace.archived
+    return record.put_away.archive if record.put_away is not None else None
 
 
 def _released_and_gone(scene: Scene) -> Plan | None:
@@ -221,17 +227,16 @@ def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
 
 def _task_was_there(scene: Scene) -> Plan | None:
     """Whoever started it: from now on the layer holds data, and an archive of it is out of date."""
-    workspace = scene.workspace
-    if scene.task is None or workspace is None or (workspace.ever_started and workspace.archived is None):
-        return None
-    touched = replace(workspace, ever_started=True, archived=None)
-    return scene.do(Note(replace(scene.record, workspace=touched), "a task was found on it"), phase=_phase(scene))
+    return data.task_was_there(scene, _phase(scene))
 
 
 def _nothing_to_preserve(scene: Scene) -> Plan | None:
     workspace = scene.workspace
     if scene.snapshots or (workspace is not None and workspace.prepared):
         return None
+    put_away = data.known_put_away(scene)
+    if put_away is not None:
+        return _let_go(scene, f"kept as archive {archive_name(put_away)} since it was cleaned up")
     match scene.world.observed.ledger:
         case Present(it=LedgerFacts(data_seen=None)) if scene.runtime.status.snapshot_key is None:
             return _let_go(scene, "there was no data")

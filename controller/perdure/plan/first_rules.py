@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
+from perdure.api.runtime import DesiredState
 from perdure.plan.certainty import Unknown
 from perdure.plan.data_source import LIFE_IS_OVER
 from perdure.plan.network import is_about_network
@@ -16,6 +17,7 @@ from perdure.plan.steps import (
     Waiting,
 )
 from perdure.plan.view import is_running, stamp
+from perdure.plan.world import Op
 
 ENGINE_RETRY_SECONDS = 5.0
 
@@ -66,16 +68,28 @@ def failed_lately(scene: Scene) -> Plan | None:
         scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, failure.reason, failure.message)
         scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
         return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at, waiting=waiting)
+    operation = scene.record.operation
+    cleaning_up = operation is not None and operation.op is Op.CLEANUP
+    if cleaning_up:
+        scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, failure.reason, failure.message)
     if failure.blocks_data:
         phase = Phase.BLOCKED
         scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, failure.reason, failure.message)
     elif failure.user_error:
         phase = Phase.FAILED
+    elif cleaning_up or _is_down(scene):
+        phase = Phase.STOPPED
     else:
         phase = scene.transient
     if failure.reason in _IMAGE_REASONS:
         scene.draft.set(ConditionType.IMAGE_READY, Truth.FALSE, failure.reason, failure.message)
     return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)
+
+
+def _is_down(scene: Scene) -> bool:
+    """Nothing is to run, nothing runs, and nothing is under way."""
+    to_run = scene.runtime.spec.desired_state is DesiredState.RUNNING
+    return not to_run and scene.task is None and scene.record.operation is None
 
 
 _IMAGE_REASONS = frozenset({Reason.IMAGE_NOT_FOUND, Reason.PULL_UNSUPPORTED, Reason.PLATFORM_MISMATCH})

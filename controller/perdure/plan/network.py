@@ -12,7 +12,7 @@ from perdure.plan.certainty import Absent, Present
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.scene import Scene
 from perdure.plan.steps import CreateSandbox, Plan, RemoveSandbox, RepairNetwork
-from perdure.plan.stopping import stop_and_reap
+from perdure.plan.way_down import stop_and_reap
 from perdure.plan.world import OWN_NAMESPACE, Failure, Op, SandboxFacts, Source, TaskState
 
 NUMBERS_RETRY_SECONDS = 5.0

@@ -8,13 +8,14 @@ from collections.abc import Set
 
 from perdure.api.names import OperationId, Uid
 from perdure.api.phases import Phase
+from perdure.api.request import RequestId
 from perdure.plan.steps import Begin, Finish
-from perdure.plan.world import Op, Outcome, Record, Source
+from perdure.plan.world import AnsweredRequest, Code, Op, OpenOperation, Outcome, Record, Source
 
 TOWARDS_RUNNING = frozenset({Op.START, Op.RESTORE, Op.RESTART, Op.ADOPT})
 """Each of these ends when a task runs: whichever is open goes on, whatever began it."""
 
-DURABLE = frozenset({Op.PRESERVE, Op.PURGE, Op.DISPOSE})
+DURABLE = frozenset({Op.CLEANUP, Op.PRESERVE, Op.PURGE, Op.DISPOSE})
 """They end in a destructive step: their intent must be in the ledger, with a lease, before anything is touched."""
 
 TRANSIENT_PHASE = {
@@ -38,11 +39,24 @@ def operation_id(uid: Uid, numbered_from: float, n: int) -> OperationId:
     return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/{numbered_from!r}/{n}")))
 
 
-def opening(record: Record, op: Op, source: Source) -> Begin | Finish | None:
+def request_operation_id(uid: Uid, request: RequestId) -> OperationId:
+    """The id of the operation that a request is answered with where nothing is to be done."""
+    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/request/{request}")))
+
+
+def answered(operation: OpenOperation, finish: Finish) -> AnsweredRequest | None:
+    """The answer to the request that the operation was begun for, now that it ends like this."""
+    if operation.request is None:
+        return None
+    code = Code.CONFLICT if finish.outcome is Outcome.SUPERSEDED else finish.code
+    return AnsweredRequest(operation.request, finish.outcome, code, finish.message)
+
+
+def opening(record: Record, op: Op, source: Source, request: RequestId | None = None) -> Begin | Finish | None:
     """What must be committed before steps of `op` run: its intent, or the end of another operation, or nothing."""
     current = record.operation
     if current is None:
-        return Begin(op, source, op in DURABLE, record.phase)
+        return Begin(op, source, op in DURABLE, record.phase, request)
     if current.op is op or (op in TOWARDS_RUNNING and current.op in TOWARDS_RUNNING):
         return None if current.committed else Begin(current.op, current.source, True, current.before)
     return Finish(Outcome.SUPERSEDED, TRANSIENT_PHASE[op], f"{op} was wanted before {current.op} was done")

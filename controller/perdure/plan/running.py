@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
+from perdure.plan import cleanup
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.network import has_another_network
 from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
@@ -21,8 +22,8 @@ from perdure.plan.steps import (
     RemoveContainer,
     StartTask,
 )
-from perdure.plan.stopping import stop_and_reap
 from perdure.plan.view import stamp
+from perdure.plan.way_down import stop_and_reap
 from perdure.plan.world import (
     Exit,
     Op,
@@ -95,10 +96,15 @@ def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
         return None
     if not same_process(halted.spec_hash, scene.mark):
         return scene.do(Note(replace(scene.record, halted=None), "what is to run was changed"))
+    cleaning = cleanup.clean_up_if_due(scene) or cleanup.is_counted(scene)
+    if cleaning is not None:
+        return cleaning
     exit_ = scene.record.last_exit
     message = f"the main process ended with exit code {exit_.code}" if exit_ else ""
-    scene.draft.set(ConditionType.READY, Truth.FALSE, halted.reason, message)
-    return scene.rest(closing(scene.record, {Op.STOP}, Phase.STOPPED, message), Phase.STOPPED)
+    scene.draft.set(ConditionType.READY, Truth.FALSE, cleanup.resting_reason(scene, halted.reason), message)
+    expires_at = scene.draft.expires_at = cleanup.expires_at(scene)
+    phase = cleanup.resting_phase(scene)
+    return scene.rest(closing(scene.record, {Op.STOP}, phase, message), phase, wake_at=expires_at)
 
 
 def container_fits(scene: Scene) -> Plan | None:

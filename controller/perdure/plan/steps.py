@@ -8,8 +8,22 @@ from enum import StrEnum
 from perdure.api.conditions import Reason
 from perdure.api.names import ContainerId, SnapshotKey
 from perdure.api.phases import Phase
+from perdure.api.request import RequestId
 from perdure.api.runtime import PullPolicy, RuntimeStatus
-from perdure.plan.world import ArchiveFacts, Exit, Halted, ImageFacts, Op, Outcome, Record, SnapshotFacts, Source
+from perdure.plan.world import (
+    AnsweredRequest,
+    ArchiveFacts,
+    Code,
+    Exit,
+    Halted,
+    ImageFacts,
+    Op,
+    Outcome,
+    PutAway,
+    Record,
+    SnapshotFacts,
+    Source,
+)
 
 
 class Ground(StrEnum):
@@ -34,6 +48,7 @@ class Begin:
     source: Source
     durable: bool
     before: Phase | None
+    request: RequestId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class Finish:
     message: str = ""
     release: bool = False
     """Also say in the ledger that this life is over, which lets the controller take the finalizer off."""
+    code: Code = Code.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +69,20 @@ class Note:
 
     record: Record
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer a request by annotation for which there is nothing to do: a whole operation in one row."""
+
+    answer: AnsweredRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RecordPutAway:
+    """The snapshot is gone, and a verified archive holds exactly what was in it: say so in the ledger, then journal it."""
+
+    put_away: PutAway
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +207,8 @@ Step = (
     Begin
     | Finish
     | Note
+    | Answer
+    | RecordPutAway
     | Forget
     | EnsureImage
     | PrepareWorkspace

@@ -13,7 +13,7 @@ from perdure.api.archive import object_name
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase
-from perdure.api.runtime import Condition, LastExit, Runtime, RuntimeStatus
+from perdure.api.runtime import Condition, LastExit, RequestStatus, Runtime, RuntimeStatus
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.operations import operation_id
 from perdure.plan.ports import shown_ports
@@ -54,6 +54,8 @@ class StatusDraft:
     world: World
     runtime: Runtime
     _conditions: dict[ConditionType, Condition] = field(default_factory=dict)
+    expires_at: float | None = None
+    """When what is stopped is cleaned up."""
 
     def set(self, type_: ConditionType, truth: Truth, reason: Reason, message: str = "") -> None:
         """Set one condition; a later call for the same type wins."""
@@ -69,7 +71,7 @@ class StatusDraft:
         """The status for `phase`, with the conditions set so far and those that follow from the record."""
         self._fill()
         record, workspace = self.world.record, self.world.record.workspace
-        archived = workspace.archived if workspace else None
+        archived = _archive_of(record)
         seen = self.world.observed.sandbox
         sandbox = seen.it if isinstance(seen, Present) else None
         address = sandbox.addresses[0] if sandbox is not None and sandbox.addresses and is_running(self.world) else None
@@ -86,11 +88,13 @@ class StatusDraft:
             ports=shown_ports(self.runtime, sandbox) if sandbox is not None else (),
             started_at=stamp(record.started_at),
             stopped_at=None if record.running else stamp(record.stopped_at),
+            expires_at=stamp(self.expires_at),
             restarts=record.restarts,
             last_exit=last_exit(record.last_exit),
             restored_from=workspace.restored_from if workspace else None,
             last_archive=archive_name(archived) if archived else None,
             last_operation=_last_operation(record),
+            last_request=_last_request(record),
         )
 
     def _fill(self) -> None:
@@ -105,6 +109,9 @@ class StatusDraft:
             source = workspace.restored_from
             reason = Reason.RESTORED if source else Reason.PRESENT
             self._default(ConditionType.DATA_READY, Truth.TRUE, reason, f"restored from {source}" if source else "")
+        put_away = self.world.record.put_away
+        if workspace is None and put_away is not None:
+            self._default(ConditionType.PRESERVED, Truth.TRUE, Reason.ARCHIVED, archive_name(put_away.archive))
         self._fill_network()
         self._default(ConditionType.DEGRADED, Truth.FALSE, Reason.AS_EXPECTED)
 
@@ -121,6 +128,20 @@ class StatusDraft:
     def _default(self, type_: ConditionType, truth: Truth, reason: Reason, message: str = "") -> None:
         if type_ not in self._conditions:
             self.set(type_, truth, reason, message)
+
+
+def _archive_of(record: Record) -> ArchiveFacts | None:
+    """The archive that the data is in: of the workspace as it is now, or in its place."""
+    if record.workspace is not None:
+        return record.workspace.archived
+    return record.put_away.archive if record.put_away is not None else None
+
+
+def _last_request(record: Record) -> RequestStatus | None:
+    last = record.last_request
+    if last is None:
+        return None
+    return RequestStatus(id=last.id, outcome=last.outcome.value, code=last.code.value, message=last.message[:1024])
 
 
 def _last_operation(record: Record) -> str | None:

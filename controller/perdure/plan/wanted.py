@@ -7,7 +7,7 @@ data, then everything that could touch or use it.
 from __future__ import annotations
 
 from perdure.api.runtime import Runtime
-from perdure.plan import data, first_rules, network, running, stopping
+from perdure.plan import cleanup, data, first_rules, network, requests, running, stopping
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import Plan
 from perdure.plan.view import StatusDraft
@@ -18,10 +18,14 @@ _RULES: tuple[Rule, ...] = (
     first_rules.engine_is_away,
     first_rules.life_is_over,
     first_rules.deletion_was_undone,
+    requests.request_is_refused,
     first_rules.failed_lately,
     data.orphan_is_adopted,
+    data.put_away_is_remembered,
     data.workspace_must_exist,
     data.workspace_is_where_it_was,
+    data.archive_is_out_of_date,
+    cleanup.task_came_between,
     data.name_of_image,
     stopping.stop_is_wanted,
     data.restore_is_finished_first,

@@ -12,6 +12,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, ContainerId, Kind, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.api.phases import Phase
+from perdure.api.request import RequestId
 from perdure.api.runtime import Runtime
 from perdure.plan.certainty import Certain, Unknown
 
@@ -153,6 +154,8 @@ class LedgerFacts:
     """The archive that `restore.archive` names, in this namespace."""
     unarchived: tuple[Uid, ...] = ()
     """Other lives of the identity whose data is known and neither archived nor purged."""
+    put_away: ArchiveFacts | None = None
+    """What the newest data of this uid was archived as before a clean-up removed it from the node."""
     purgeable: tuple[int, ...] = ()
     """Sequences of the identity's archives (any state but purged) that are not marked to be retained."""
 
@@ -178,6 +181,9 @@ class Source(StrEnum):
     KUBECTL = "kubectl"
     AUTO_RECONCILE = "auto_reconcile"
     NODE_EVENT = "node_event"
+    AUTO_TTL = "auto_ttl"
+    ADMIN_CLI = "admin_cli"
+    """A request by annotation, which is what the command line writes."""
 
 
 class Outcome(StrEnum):
@@ -185,6 +191,15 @@ class Outcome(StrEnum):
     FAILURE = "failure"
     SUPERSEDED = "superseded"
     """Given up because something else was wanted before it was done."""
+
+
+class Code(StrEnum):
+    """Why an operation did nothing, for programs. What failed has the `Reason` of its failure instead."""
+
+    NONE = ""
+    CONFLICT = "conflict"
+    REPLAY_NO_OP = "replay_no_op"
+    INVALID_REQUEST = "invalid_request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +213,8 @@ class OpenOperation:
     before: Phase | None = None
     committed: bool = True
     """Its intent row is where it has to be. False: journalled, and not known to be in the ledger yet."""
+    request: RequestId | None = None
+    """The request by annotation that its end answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +235,24 @@ class Workspace:
     """Journalled before the first task starts: until then nothing of a container's can be in it."""
     archived: ArchiveFacts | None = None
     """A verified archive of exactly this snapshot as it is now; cleared (and journalled) before any later start."""
+
+
+@dataclass(frozen=True, slots=True)
+class PutAway:
+    """Where the data is since a clean-up removed its snapshot: in exactly this archive."""
+
+    archive: ArchiveFacts
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredRequest:
+    """A request by annotation that is dealt with: seen again, it is not done again."""
+
+    id: RequestId
+    outcome: Outcome
+    code: Code
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +294,9 @@ class Record:
     force_released: bool = False
     released: bool = False
     """The ledger has it that this life is over: data archived, purged, or never there."""
+    put_away: PutAway | None = None
+    """Set when a clean-up removed the snapshot, until the data is restored; counts only without a workspace."""
+    last_request: AnsweredRequest | None = None
 
 
 # ---------------------------------------------------------------------------------------------- desired

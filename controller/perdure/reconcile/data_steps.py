@@ -13,8 +13,9 @@ import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
+from perdure.plan.operations import DURABLE
 from perdure.plan.steps import AdoptSnapshot, Ground, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
-from perdure.plan.world import ArchiveFacts, Op, Record, Workspace
+from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError
@@ -83,7 +84,7 @@ class DataSteps:
         workspace = workspace_of(record)
         name = step.archive.object_name or str(step.archive.sequence)
         await self._hands.journal.commit(
-            put=replace(record, workspace=replace(workspace, gate=None, restored_from=name))
+            put=replace(record, workspace=replace(workspace, gate=None, restored_from=name), put_away=None)
         )
         log.info("restored", runtime=str(ref), uid=ref.uid, archive=step.archive.sequence)
 
@@ -114,6 +115,20 @@ class DataSteps:
         await self._hands.engine.remove_workspace(step.key)
         log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
 
+    async def record_put_away(self, put_away: PutAway, ref: RuntimeRef) -> None:
+        """In the ledger first: from there it is known even if the journal is lost, and the data counts as missing until
+        one of the two says that it is not."""
+        record = self._hands.record(ref)
+        archived = workspace_of(record).archived
+        if archived != put_away.archive:
+            raise PortError(
+                f"the data of {ref} is not in archive {put_away.archive.sequence}", reason=Reason.INTERNAL_ERROR
+            )
+        lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+        await self._hands.ledger.put_away(archived.sequence, lease)
+        await self._hands.journal.commit(put=replace(record, workspace=None, put_away=put_away))
+        log.info("put_away", runtime=str(ref), uid=ref.uid, archive=archived.sequence, source=put_away.source.value)
+
     async def _check_ground(self, step: RemoveWorkspace, record: Record) -> None:
         workspace, operation = record.workspace, record.operation
         if operation is None:
@@ -127,6 +142,8 @@ class DataSteps:
                 if not own or workspace is None or workspace.ever_started:
                     raise _no_ground(step, "a task ran on it, or nobody knows")
             case Ground.ARCHIVED:
+                if operation.op not in DURABLE or not operation.committed:
+                    raise _no_ground(step, f"the open operation is {operation.op}, without a committed intent")
                 archived = workspace.archived if own and workspace is not None else None
                 if archived is None or archived.snapshot_key != step.key:
                     raise _no_ground(step, "no archive of it is on record")

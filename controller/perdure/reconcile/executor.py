@@ -13,6 +13,7 @@ import structlog
 
 from perdure.plan.steps import (
     AdoptSnapshot,
+    Answer,
     ArchiveWorkspace,
     Begin,
     CreateContainer,
@@ -24,6 +25,7 @@ from perdure.plan.steps import (
     PrepareWorkspace,
     PurgeArchives,
     ReapTask,
+    RecordPutAway,
     RemoveContainer,
     RemoveSandbox,
     RemoveWorkspace,
@@ -72,6 +74,10 @@ class Executor:
             case Note(record, why):
                 log.debug("noted", runtime=str(ref), uid=ref.uid, why=why)
                 await self._hands.journal.commit(put=record)
+            case Answer():
+                await self._operations.answer(step, world)
+            case RecordPutAway(put_away):
+                await self._data.record_put_away(put_away, ref)
             case Forget():
                 await self._hands.engine.forget(ref)
                 await self._hands.journal.commit(forget=ref.uid)

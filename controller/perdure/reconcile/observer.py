@@ -142,7 +142,8 @@ class Observer:
         match desired:
             case Wanted(runtime):
                 to_run = runtime.spec.desired_state is DesiredState.RUNNING
-                due = workspace is None and (to_run or _half_restored(view))
+                # A runtime of which nothing is on record may have been put away before the journal was lost.
+                due = workspace is None and (to_run or record.phase is None or _half_restored(view))
                 restore = runtime.spec.restore
             case Terminating(runtime):
                 due = not record.released and (undecided or _purging(record, runtime))

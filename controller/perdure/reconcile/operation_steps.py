@@ -12,9 +12,10 @@ from dataclasses import replace
 import structlog
 
 from perdure.api.names import RuntimeRef
-from perdure.plan.operations import operation_id
-from perdure.plan.steps import Begin, Finish
-from perdure.plan.world import OpenOperation, Record, Terminating, Wanted, World
+from perdure.api.phases import Phase
+from perdure.plan.operations import DURABLE, answered, operation_id, request_operation_id
+from perdure.plan.steps import Answer, Begin, Finish
+from perdure.plan.world import Op, OpenOperation, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
@@ -37,7 +38,9 @@ class OperationSteps:
             n = record.operations + 1
             since = record.numbered_from if record.operations else self._now()
             id_ = operation_id(ref.uid, since, n)
-            operation = OpenOperation(id_, step.op, step.source, self._now(), step.before, committed=not step.durable)
+            operation = OpenOperation(
+                id_, step.op, step.source, self._now(), step.before, committed=not step.durable, request=step.request
+            )
             record = replace(record, operations=n, numbered_from=since, operation=operation)
         row = _intent(record, operation, _image_of(record, world))
         if step.durable:
@@ -65,11 +68,18 @@ class OperationSteps:
             at=self._now(),
             outcome=step.outcome,
             after=step.after,
+            error_code=step.code.value,
             message=step.message,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=workspace.image if workspace else "",
         )
-        closed = replace(record, operation=None, phase=step.after, released=record.released or step.release)
+        closed = replace(
+            record,
+            operation=None,
+            phase=step.after,
+            released=record.released or step.release,
+            last_request=answered(operation, step) or record.last_request,
+        )
         if step.release:
             lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
             await self._hands.ledger.finish(row, self._place.node_name, lease, release=True)
@@ -79,6 +89,8 @@ class OperationSteps:
             intent = () if operation.committed else (_intent(record, operation, row.image),)
             await self._hands.journal.commit(put=closed, rows=(*intent, row))
             self._hands.outbox.poke()
+            if operation.op in DURABLE:
+                await self._hands.leases.release(ref.uid)
         log.info(
             "operation_finished",
             runtime=str(ref),
@@ -87,6 +99,37 @@ class OperationSteps:
             outcome=step.outcome.value,
             phase=step.after.value,
             message=step.message,
+        )
+
+    async def answer(self, step: Answer, world: World) -> None:
+        """Both rows at once, under an id made from the request's: answered twice, it is one operation."""
+        ref, answer, at = world.ref, step.answer, self._now()
+        record = self._hands.record(ref, world.record)
+        id_ = request_operation_id(ref.uid, answer.id)
+        image = _image_of(record, world)
+        started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image)
+        workspace = record.workspace
+        finished = OperationFinished(
+            id=id_,
+            ref=ref,
+            at=at,
+            outcome=answer.outcome,
+            after=record.phase or Phase.PENDING,
+            error_code=answer.code.value,
+            message=answer.message,
+            snapshot_key=workspace.key if workspace and workspace.prepared else None,
+            image=image,
+        )
+        await self._hands.journal.commit(put=replace(record, last_request=answer), rows=(started, finished))
+        self._hands.outbox.poke()
+        log.info(
+            "request_answered",
+            runtime=str(ref),
+            uid=ref.uid,
+            request=answer.id,
+            outcome=answer.outcome.value,
+            code=answer.code.value,
+            message=answer.message,
         )
 
 

@@ -85,6 +85,10 @@ class AgentLedger(Protocol):
     async def finish_archive(self, archive: ArchiveFacts, lease: Lease) -> None:
         """The archive counts from now on."""
 
+    async def put_away(self, sequence: int, lease: Lease) -> None:
+        """The snapshot that this verified archive is of was removed by a clean-up: the data is here now.
+        Raises `LedgerUnavailable` if the catalogue has no such archive."""
+
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         """Verified archives of the identity (readable on `node`, if given), oldest first."""
 
