@@ -1,19 +1,23 @@
-"""Where the ledger is: from `--database-url`, its variable or `--database-url-file`; for every command that needs it.
+"""Where the ledger is: from `--database-url`, its variable or `--database-url-file`; and how a command asks it.
 
 No message here repeats the URL: there is a password in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
     from perdure.cli.settings import DatabaseUrl
+
+Answer = TypeVar("Answer")
 
 
 def read_database_url(given: dict[str, Any]) -> DatabaseUrl | None:
@@ -45,3 +49,38 @@ def require_database_url(given: dict[str, Any]) -> DatabaseUrl:
     if url is None:
         raise click.UsageError("Where is the ledger? Set PERDURE_DATABASE_URL or --database-url-file.")
     return url
+
+
+def find_ledger(given: dict[str, Any]) -> str:
+    """The connection string for a command that reads: the one given, else that of a standalone's own PostgreSQL in the
+    state folder. Raises `CommandFailed`, `UsageError`."""
+    from perdure.ledger.embedded import EmbeddedPostgres
+    from perdure.reconcile.ports.errors import LedgerUnavailable
+
+    url = read_database_url(given)
+    if url is not None:
+        return url.reveal()
+    state: Path = given["state_dir"]
+    try:
+        embedded = EmbeddedPostgres(state)
+    except LedgerUnavailable as error:
+        raise CommandFailed(str(error)) from error
+    if not embedded.data.exists():
+        raise click.UsageError(
+            f"Where is the ledger? There is no PostgreSQL of perdure standalone in {state}: set PERDURE_DATABASE_URL, "
+            "--database-url-file or --state-dir."
+        )
+    return embedded.url
+
+
+def ask_ledger(question: Coroutine[Any, Any, Answer]) -> Answer:
+    """Run it to its end. Raises `CommandFailed` for a ledger that does not answer, without its password."""
+    from perdure.reconcile.ports.errors import LedgerUnavailable
+    from perdure.telemetry import logs
+
+    # The pool warns of each failed attempt; here the last word is enough.
+    logs.configure(logs.LogLevel.ERROR)
+    try:
+        return block_on(question)
+    except LedgerUnavailable as error:
+        raise CommandFailed(logs.redact(str(error))) from error

@@ -1,10 +1,10 @@
-"""`perdure history KIND/NAME`: what was done to a runtime, from the ledger. It outlives the object, and so does this."""
+"""`perdure history [KIND/NAME]`: what was done to runtimes, from the ledger. It outlives the object, and so does this."""
 
 from __future__ import annotations
 
+import asyncio
+import re
 from collections.abc import Sequence
-from datetime import UTC, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,130 +12,174 @@ import click
 from perdure.api import names
 from perdure.api.names import Kind
 from perdure.cli import options
-from perdure.cli.blocking import block_on
-from perdure.cli.database import read_database_url
+from perdure.cli.database import ask_ledger, find_ledger
 from perdure.cli.errors import CommandFailed
-from perdure.cli.output import Cell, print_json, print_table
-from perdure.plan.world import Outcome
+from perdure.cli.moments import EXAMPLES, moment
+from perdure.cli.operations_view import UNDER_WAY, OperationsView
+from perdure.plan.world import Op, Outcome, Source
 
 if TYPE_CHECKING:
     from perdure.ledger.history import HistoryQuery, HistoryRow
 
+FORCE_RELEASE = "force_release"
+"""The one operation that no agent does: the controller records it."""
+POLL_SECONDS = 1.0
+
 _KINDS = {
     alias: kind for kind in Kind for alias in (kind.short, kind.plural, kind.value.lower(), f"{kind.value.lower()}s")
 }
-_OUTCOME_STYLES = {Outcome.SUCCESS: "green", Outcome.FAILURE: "red", Outcome.SUPERSEDED: "dim"}
+_KNOWN_KINDS = ", ".join(f"{kind.short} ({kind.value})" for kind in Kind)
+_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
-def _target(_ctx: click.Context, _param: click.Parameter, value: str) -> tuple[Kind, str]:
+def _target(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[Kind, str] | None:
     """`br/ada`, `botruntime/ada`, `BotRuntime/ada`, or as `kubectl -o name` prints it: `botruntime.perdure.dev/ada`."""
+    if value is None:
+        return None
     kind, _slash, name = value.partition("/")
-    known = _KINDS.get(kind.lower().removesuffix(f".{names.GROUP}"))
-    if known is None or not name:
-        raise click.BadParameter(f"{value!r} is not KIND/NAME such as br/ada or gameruntime/castle")
+    known = _KINDS.get(kind.strip().lower().removesuffix(f".{names.GROUP}"))
+    if known is None or not name.strip():
+        raise click.BadParameter(
+            f"{value!r} is not KIND/NAME such as br/ada or gameruntime/castle; kinds: {_KNOWN_KINDS}"
+        )
+    if not _DNS_LABEL.fullmatch(name):
+        raise click.BadParameter(f"{name!r} cannot be a runtime's name: 1 to 63 of a-z, 0-9 and '-', such as ada")
     return known, name
 
 
-@click.command(short_help="Show what was done to a runtime.")
-@click.argument("target", metavar="KIND/NAME", callback=_target)
-@options.option("-n", "--namespace", default="default", help="Of the runtime.")
+def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if not _DNS_LABEL.fullmatch(value):
+        raise click.BadParameter(f"{value!r} cannot be a namespace: 1 to 63 of a-z, 0-9 and '-'; all of them: -A")
+    return value
+
+
+def _uid(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    if value and not _UID.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is not (the beginning of) a uid, as the column UID shows it")
+    return value
+
+
+def _choices(flag: str, values: Sequence[str], meaning: str) -> options.Decorator[Any]:
+    return options.option(flag, f"{flag[2:]}s", type=click.Choice(values), multiple=True, help=meaning)
+
+
+def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
+    return options.option(flag, callback=moment, metavar="TIME", help=meaning)
+
+
+@click.command(short_help="Show what was done to runtimes.")
+@click.argument("target", metavar="[KIND/NAME]", required=False, callback=_target)
+@options.option("-n", "--namespace", default="default", callback=_namespace, help="Of the runtimes.")
+@options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@_choices("--op", (*(op.value for op in Op), FORCE_RELEASE), "Only these operations; may be repeated.")
+@_choices("--outcome", (*(outcome.value for outcome in Outcome), UNDER_WAY), "Only what ended so; may be repeated.")
+@_choices("--source", [source.value for source in Source], "Only what these wanted; may be repeated.")
+@options.option(
+    "--uid", default="", callback=_uid, metavar="UID", help="Only this life of a name; its beginning will do."
+)
+@_moment("--since", f"Only what was begun then or later: {EXAMPLES}.")
+@_moment("--until", "Only what was begun before.")
 @options.option("--limit", type=click.IntRange(1, 100_000), default=50, help="Most operations to show.")
+@options.option("-f", "--follow", is_flag=True, help="Oldest first, and go on with what comes, until interrupted.")
 @options.database
 @options.state_dir
 @options.output
-def history(target: tuple[Kind, str], namespace: str, limit: int, output: str, **given: Any) -> None:
-    """Show what was done to a runtime, newest first: when, for which life of the name (uid), what, who wanted it, and
-    how it ended. Also for objects that are gone.
+def history(target: tuple[Kind, str] | None, output: str, follow: bool, **given: Any) -> None:
+    """Show what was done to a runtime, or to all of a namespace, newest first: when, for which life of the name (uid),
+    what, who wanted it, and how it ended. Also for objects that are gone.
 
-    Without a database URL the PostgreSQL of a `perdure standalone` on this machine is read.
+    \b
+    Examples:
+      perdure history br/ada                            one runtime, all lives that its name had
+      perdure history br/ada --uid 6c0d2a54 -o wide     one of these lives, with nodes and images
+      perdure history -A --outcome failure --since 24h  what failed anywhere since this time yesterday
+      perdure history -n shop --op purge --op preserve  whose data was removed or archived
+      perdure history gr/castle -f                      go on as things happen
+      perdure history br/ada -f -o json | jq -r .op     one line of JSON for each
+
+    Without a database URL the PostgreSQL of a `perdure standalone` on this machine is read. Exit code 1 if the ledger
+    never heard of KIND/NAME.
     """
+    query = _query(target, given, follow=follow)
+    url = find_ledger(given)
+    view = OperationsView(output, names=query.name is None, namespaces=query.namespace is None)
+    if follow:
+        ask_ledger(_follow(url, query, view))
+        return
+    rows = ask_ledger(_read(url, query))
+    if not rows and query.name is not None:
+        _require_known(url, query)
+    view.all(rows)
+    if not rows:
+        click.echo(f"Nothing in the history of {query} matches.", err=True)
+
+
+def _query(target: tuple[Kind, str] | None, given: dict[str, Any], *, follow: bool) -> HistoryQuery:
+    """Raises `UsageError` for what excludes itself."""
     from perdure.ledger.history import HistoryQuery
 
-    kind, name = target
-    query = HistoryQuery(kind=kind, namespace=namespace, name=name, limit=limit)
-    rows = _read(_ledger(given), query)
-    if output == "json":
-        import msgspec
-
-        print_json(msgspec.to_builtins(rows))
-    elif rows:
-        _print(rows, wide=output == "wide")
-    else:
-        click.echo(f"Nothing was ever done to {kind} {namespace}/{name}; is the namespace right (-n)?", err=True)
-
-
-def _ledger(given: dict[str, Any]) -> str:
-    """The ledger's connection string. Raises `CommandFailed`, `UsageError`."""
-    from perdure.ledger.embedded import EmbeddedPostgres
-    from perdure.reconcile.ports.errors import LedgerUnavailable
-
-    url = read_database_url(given)
-    if url is not None:
-        return url.reveal()
-    state: Path = given["state_dir"]
-    try:
-        embedded = EmbeddedPostgres(state)
-    except LedgerUnavailable as error:
-        raise CommandFailed(str(error)) from error
-    if not embedded.data.exists():
+    since, until = given["since"], given["until"]
+    if since is not None and until is not None and until <= since:
         raise click.UsageError(
-            f"Where is the ledger? There is no PostgreSQL of perdure standalone in {state}: set PERDURE_DATABASE_URL, "
-            "--database-url-file or --state-dir."
+            f"--until ({until:%FT%TZ}) is not after --since ({since:%FT%TZ}): nothing is in between."
         )
-    return embedded.url
+    if follow and until is not None:
+        raise click.UsageError("--follow shows what comes, --until only what was: choose one.")
+    kind, name = target or (None, None)
+    return HistoryQuery(
+        kind=kind,
+        namespace=None if given["all_namespaces"] else given["namespace"],
+        name=name,
+        limit=given["limit"],
+        uid=given["uid"],
+        ops=given["ops"],
+        outcomes=given["outcomes"],
+        sources=given["sources"],
+        since=since,
+        until=until,
+    )
 
 
-def _read(url: str, query: HistoryQuery) -> list[HistoryRow]:
+def _require_known(url: str, query: HistoryQuery) -> None:
+    """There is nothing to show: because nothing matches, or because nobody ever heard of it? Raises `CommandFailed`."""
+    from perdure.ledger.history import find_lives
+
+    lives = ask_ledger(find_lives(url, query.name or ""))
+    if any(life.kind is query.kind and query.namespace in (None, life.namespace) for life in lives):
+        return
+    others = sorted({f"{life.kind.short}/{life.name} -n {life.namespace}" for life in lives})
+    hint = f"it knows {', '.join(others[:5])}" if others else "it knows no runtime of that name in any namespace"
+    raise CommandFailed(
+        f"the ledger never heard of {query}",
+        f"{hint}; check the kind, the name and the namespace (-n), and that this is its cluster's ledger",
+    )
+
+
+async def _read(url: str, query: HistoryQuery) -> list[HistoryRow]:
     from perdure.ledger.history import read_history
+
+    return await read_history(url, query)
+
+
+async def _follow(url: str, query: HistoryQuery, view: OperationsView) -> None:
+    """Until interrupted, or until nobody reads what is printed. A ledger that goes away meanwhile is waited for."""
+    from perdure.ledger.database import Database
+    from perdure.ledger.following import Follower
+    from perdure.ledger.history import READER
     from perdure.reconcile.ports.errors import LedgerUnavailable
-    from perdure.telemetry import logs
+    from perdure.telemetry.logs import redact
 
-    # The pool warns of each failed attempt; here the last word is enough.
-    logs.configure(logs.LogLevel.ERROR)
-    try:
-        return block_on(read_history(url, query))
-    except LedgerUnavailable as error:
-        raise CommandFailed(logs.redact(str(error))) from error
-
-
-def _print(rows: Sequence[HistoryRow], *, wide: bool) -> None:
-    columns = ["TIME", "UID", "OP", "SOURCE", "OUTCOME", "CODE", "DURATION"]
-    if wide:
-        columns += ["NODE", "PHASES", "IMAGE", "SNAPSHOT"]
-    print_table([*columns, "MESSAGE"], [_cells(row, wide=wide) for row in rows])
-
-
-def _cells(row: HistoryRow, *, wide: bool) -> list[Cell]:
-    at = row.started_at or row.finished_at
-    cells = [
-        Cell(at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ") if at else "-"),
-        Cell(row.uid[:8], "cyan"),
-        Cell(row.op or "?"),
-        Cell(row.source or "?", "dim"),
-        _outcome(row),
-        Cell(row.error_code or "-"),
-        Cell(duration(row.finished_at - row.started_at) if row.finished_at and row.started_at else "-"),
-    ]
-    if wide:
-        phases = f"{row.before or '-'} → {row.after or '-'}"
-        cells += [Cell(row.node_name), Cell(phases), Cell(row.image or "-"), Cell(row.snapshot_key or "-")]
-    return [*cells, Cell(row.message or "")]
-
-
-def _outcome(row: HistoryRow) -> Cell:
-    if row.outcome is None:
-        return Cell("under way", "yellow")
-    return Cell(row.outcome, _OUTCOME_STYLES.get(Outcome(row.outcome), ""))
-
-
-def duration(span: timedelta) -> str:
-    """As a person says it: `83ms`, `1.2s`, `2m05s`, `3h20m`."""
-    seconds = max(0.0, span.total_seconds())
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f}ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}m{rest:02}s"
-    return f"{minutes // 60}h{minutes % 60:02}m"
+    async with Database(url, READER) as database:
+        follower = Follower(database, query)
+        view.more(await follower.first())
+        away = False
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                view.more(await follower.news())
+                away = False
+            except LedgerUnavailable as error:
+                if not away:
+                    click.echo(f"{redact(str(error))}; waiting for it", err=True)
+                away = True

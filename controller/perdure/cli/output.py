@@ -27,6 +27,42 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def print_json_line(value: Any) -> None:
+    """One document on one line, so that each can be read as it comes."""
+    click.echo(json.dumps(value, ensure_ascii=False))
+
+
+class LineTable:
+    """A table whose rows come one after the other: columns are as wide as what was seen so far, and are never cut."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self._columns = list(columns)
+        self._widths: list[int] = []
+
+    def add(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Print these; the heading goes before the first."""
+        heading: list[Sequence[Cell]] = [] if self._widths else [[Cell(column, "bold") for column in self._columns]]
+        lines = [[Cell(printable(cell.text), cell.style) for cell in row] for row in (*heading, *rows)]
+        widths = self._widths or [0] * len(self._columns)
+        self._widths = [max([width, *(len(line[n].text) for line in lines)]) for n, width in enumerate(widths)]
+        for line in lines:
+            padded = [cell.text.ljust(width) for cell, width in zip(line[:-1], self._widths, strict=False)]
+            styled = [_styled(text, cell.style) for text, cell in zip((*padded, line[-1].text), line, strict=True)]
+            click.echo("   ".join(styled).rstrip())
+
+
+def _styled(text: str, style: str) -> str:
+    match style:
+        case "":
+            return text
+        case "bold":
+            return click.style(text, bold=True)
+        case "dim":
+            return click.style(text, dim=True)
+        case _:
+            return click.style(text, fg=style)
+
+
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
     """As kubectl prints: a heading in capitals, no lines. On a terminal the last column wraps; a pipe gets whole lines.
 

@@ -161,7 +161,7 @@ class Database:
             yield
         except (PoolTimeout, PoolClosed) as error:
             why = self._last_refusal or _first_line(error)
-            raise LedgerUnavailable(f"{doing}: no connection to PostgreSQL: {why}") from error
+            raise LedgerUnavailable(f"{doing}: no connection to PostgreSQL: {why}{_advice(why)}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise LedgerUnavailable(
                 f"{doing}: {_first_line(error)}; grant the role of the database URL the rights it lacks, or use the "
@@ -178,6 +178,17 @@ class Database:
             ) from error
         except (psycopg.Error, OSError) as error:
             raise LedgerUnavailable(f"{doing}: {_first_line(error)}") from error
+
+
+def _advice(refusal: str) -> str:
+    """What to look at where a connection was refused for good; nothing for what may pass."""
+    if "SSL" in refusal or "certificate" in refusal:
+        return "; see sslmode, sslrootcert and sslcert in the database URL, and whether the server has TLS"
+    if "authentication failed" in refusal or "no password supplied" in refusal or "pg_hba.conf" in refusal:
+        return "; check user and password in the database URL, and the server's pg_hba.conf"
+    if "does not exist" in refusal:
+        return "; check user and database in the database URL"
+    return ""
 
 
 def check_url(url: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.integration.ledger.samples import NAME_A, NODE_A, TTL, finished, ref, started
@@ -12,7 +12,7 @@ from perdure.api.names import InstallationId, Kind
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.history import HistoryQuery, read_history
+from perdure.ledger.history import UNDER_WAY, HistoryQuery, find_lives, read_history
 from perdure.ledger.migrate import migrate
 from perdure.plan.world import Op
 
@@ -68,6 +68,57 @@ async def test_a_forced_release_is_told_with_its_reason(ledger: PostgresAgentLed
         await controller.force_release(ref(), "again")
     rows = await read_history(database_url, QUERY)
     assert [(row.op, row.source, row.message) for row in rows] == [("force_release", "kubectl", "the node burnt down")]
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        (HistoryQuery(), ["d/1", "c/1", "b/2", "b/1", "a/1"]),
+        (HistoryQuery(kind=Kind.GAME), ["d/1"]),
+        (HistoryQuery(name="bot"), ["b/2", "b/1", "a/1"]),
+        (HistoryQuery(namespace="team-b"), []),
+        (HistoryQuery(uid="b"), ["b/2", "b/1"]),
+        (HistoryQuery(ops=("purge",)), ["b/2"]),
+        (HistoryQuery(ops=("purge", "stop")), ["c/1", "b/2"]),
+        (HistoryQuery(outcomes=("success",)), ["b/1", "a/1"]),
+        (HistoryQuery(outcomes=(UNDER_WAY,)), ["d/1", "c/1", "b/2"]),
+        (HistoryQuery(outcomes=(UNDER_WAY, "success"), ops=("start",)), ["d/1", "b/1", "a/1"]),
+        (HistoryQuery(sources=("auto_reconcile",)), []),
+        (HistoryQuery(sources=("kubectl",), limit=2), ["d/1", "c/1"]),
+        (HistoryQuery(since=datetime.fromtimestamp(30, UTC)), ["d/1", "c/1", "b/2"]),
+        (HistoryQuery(until=datetime.fromtimestamp(30, UTC)), ["b/1", "a/1"]),
+    ],
+)
+async def test_filters(ledger: PostgresAgentLedger, database_url: str, query: HistoryQuery, ids: list[str]) -> None:
+    await ledger.apply([started(ref("a"), at=10), finished(ref("a"), at=11)], NAME_A)
+    await ledger.apply([started(ref("b"), at=20), finished(ref("b"), at=21)], NAME_A)
+    await ledger.apply([started(ref("b"), 2, op=Op.PURGE, at=30)], NAME_A)
+    await ledger.apply([started(ref("c", name="other"), op=Op.STOP, at=40)], NAME_A)
+    await ledger.apply([started(ref("d", name="game", kind=Kind.GAME), at=50)], NAME_A)
+    assert [row.id for row in await read_history(database_url, query)] == ids
+
+
+async def test_times_are_utc_whatever_time_the_server_keeps(ledger: PostgresAgentLedger, database_url: str) -> None:
+    """Two operations within the hour that Berlin had twice: an hour apart, and in order."""
+    first = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    for n, at in enumerate((first, first + timedelta(hours=1)), 1):
+        await ledger.apply([started(ref(), n, at=at.timestamp())], NAME_A)
+    there = f"{database_url}&options=-c%20TimeZone%3DEurope/Berlin"
+    rows = await read_history(there, QUERY)
+    assert [row.started_at for row in rows] == [first + timedelta(hours=1), first]
+    assert {row.started_at.utcoffset() for row in rows if row.started_at} == {timedelta()}
+    (only,) = await read_history(there, HistoryQuery(since=first + timedelta(minutes=30)))
+    assert only.started_at == first + timedelta(hours=1)
+
+
+async def test_lives_of_a_name_are_found_wherever_they_were(ledger: PostgresAgentLedger, database_url: str) -> None:
+    for of in (ref("a"), ref("b"), ref("c", kind=Kind.GAME), ref("d", name="other")):
+        await ledger.apply([finished(of)], NAME_A)
+    assert {(life.kind, life.uid) for life in await find_lives(database_url, "bot")} == {
+        (Kind.BOT, "a"),
+        (Kind.BOT, "b"),
+        (Kind.GAME, "c"),
+    }
 
 
 async def test_one_cluster_can_be_asked_for(ledger: PostgresAgentLedger, database_url: str) -> None:

@@ -11,15 +11,16 @@ import pytest
 
 import perdure.ledger.history
 from perdure.api.names import Kind
-from perdure.cli.history import duration
 from perdure.cli.main import main
-from perdure.ledger.history import HistoryQuery, HistoryRow
+from perdure.cli.operations_view import distinct_length, duration
+from perdure.ledger.history import HistoryQuery, HistoryRow, Life
 from perdure.reconcile.ports.errors import LedgerUnavailable
 
 URL = "postgresql://perdure:hunter2@db/perdure"
 NOON = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
 
 STARTED = HistoryRow(
+    installation="cluster-1",
     id="1",
     uid="6c0d2a54-1111-2222-3333-444455556666",
     kind=Kind.BOT,
@@ -38,6 +39,7 @@ STARTED = HistoryRow(
     snapshot_key="br-6c0d-1",
     started_at=NOON,
     finished_at=NOON + timedelta(milliseconds=83),
+    recorded_at=NOON,
 )
 FAILED = replace(
     STARTED, id="2", op="preserve", outcome="failure", error_code="StoreFull", message="no room\x1b[2J\nin [store]"
@@ -51,6 +53,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.rows: list[HistoryRow] = []
+        self.lives: list[Life] = []
         self.asked: list[tuple[str, HistoryQuery]] = []
         self.fails: LedgerUnavailable | None = None
 
@@ -60,11 +63,15 @@ class Ledger:
             raise self.fails
         return self.rows
 
+    async def find_lives(self, _url: str, name: str) -> list[Life]:
+        return [life for life in self.lives if life.name == name]
+
 
 @pytest.fixture
 def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     it = Ledger()
     monkeypatch.setattr(perdure.ledger.history, "read_history", it.read)
+    monkeypatch.setattr(perdure.ledger.history, "find_lives", it.find_lives)
     monkeypatch.setenv("PERDURE_DATABASE_URL", URL)
     return it
 
@@ -82,15 +89,78 @@ def ledger(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     ],
 )
 def test_a_kind_may_be_said_as_kubectl_lets_one(target: str, kind: Kind, ledger: Ledger) -> None:
+    ledger.rows = [STARTED]
     assert main(["history", target, "-n", "shop", "--limit", "7"]) == 0
     assert ledger.asked == [(URL, HistoryQuery(kind=kind, namespace="shop", name="ada", limit=7))]
 
 
-@pytest.mark.parametrize("target", ["ada", "br/", "/ada", "pod/ada", ""])
+@pytest.mark.parametrize("target", ["ada", "br/", "br/  ", "/ada", "pod/ada", "ra/ada", "", " "])
 def test_what_names_no_runtime_is_refused(target: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["history", target]) == 2
-    assert "br/ada" in capsys.readouterr().err
+    assert (
+        "is not KIND/NAME such as br/ada or gameruntime/castle; kinds: br (BotRuntime), gr" in capsys.readouterr().err
+    )
     assert ledger.asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["br/Ada"], "'Ada' cannot be a runtime's name"),
+        (["br/a/b"], "'a/b' cannot be a runtime's name"),
+        (["br/" + 64 * "a"], "1 to 63"),
+        (["-n", ""], "'' cannot be a namespace"),
+        (["-n", "a%b"], "'a%b' cannot be a namespace"),
+        (["--uid", "a'b"], "a uid, as the column UID"),
+        (["--op", "explode"], "'explode' is not one of 'start', 'stop', "),
+        (["--source", "santa"], "'santa' is not one of 'kubectl', "),
+        (["--source", ""], "'' is not one of 'kubectl', "),
+        (["--outcome", "meh"], "'meh' is not one of 'success', 'failure', 'superseded', 'under_way'"),
+        (["--limit", "0"], "0 is not in the range"),
+        (["--since", "yesterday"], "'yesterday' is no point in time such as 2h"),
+        (["--since", "-2h"], "'-2h' is no point in time"),
+        (["--since", "1h", "--until", "2h"], "is not after --since"),
+        (["-f", "--until", "2h"], "choose one"),
+    ],
+)
+def test_a_wrong_filter_is_one_line_that_says_what_is_known(
+    arguments: list[str], message: str, ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["history", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert ledger.asked == []
+
+
+def test_filters_are_asked_of_the_ledger(ledger: Ledger) -> None:
+    arguments = ["--op", "purge", "--op", "force_release", "--outcome", "under_way", "--source", "kubectl"]
+    assert main(["history", "-A", *arguments, "--uid", "6c0d", "--since", "2026-05-01T08:00:00+02:00"]) == 0
+    ((_url, query),) = ledger.asked
+    assert query == HistoryQuery(
+        uid="6c0d",
+        ops=("purge", "force_release"),
+        outcomes=("under_way",),
+        sources=("kubectl",),
+        since=datetime(2026, 5, 1, 6, 0, 0, tzinfo=UTC),
+    )
+
+
+def test_rows_of_several_runtimes_say_whose_they_are(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.rows = [STARTED]
+    assert main(["history", "-A"]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[:4] == ["TIME", "NAMESPACE", "RUNTIME", "UID"]
+    assert row.split()[2:5] == ["shop", "br/ada", "6c0d2a54"]
+    assert main(["history"]) == 0
+    assert capsys.readouterr().out.split()[:3] == ["TIME", "RUNTIME", "UID"]
+
+
+def test_two_lives_whose_uids_begin_alike_are_told_apart(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    ledger.rows = [STARTED, replace(STARTED, uid="6c0d2a54-1119-0000-0000-000000000000")]
+    assert main(["history", "br/ada"]) == 0
+    uids = [line.split()[2] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert uids == ["6c0d2a54-1111", "6c0d2a54-1119"]
+    assert distinct_length(["short", "shorter", "short"]) == 8
 
 
 def test_the_table_tells_one_operation_per_line(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,11 +193,25 @@ def test_json_has_every_field(ledger: Ledger, capsys: pytest.CaptureFixture[str]
     assert set(rows[0]) == set(HistoryRow.__slots__)
 
 
-def test_no_history_is_said_and_is_no_error(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_runtime_that_nobody_heard_of_is_an_error_that_says_what_to_check(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output in ("table", "json"):
+        assert main(["history", "br/ada", "-o", output]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "never heard of BotRuntime default/ada; it knows no runtime of that name" in captured.err
+    ledger.lives = [Life(Kind.GAME, "default", "ada", "u1", NOON), Life(Kind.BOT, "shop", "ada", "u2", NOON)]
+    assert main(["history", "br/ada"]) == 1
+    assert "it knows br/ada -n shop, gr/ada -n default; check the kind" in capsys.readouterr().err
+
+
+def test_a_known_runtime_to_which_nothing_was_done_is_no_error(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger.lives = [Life(Kind.BOT, "default", "ada", "u1", NOON)]
     assert main(["history", "br/ada"]) == 0
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "BotRuntime default/ada" in captured.err
+    assert "Nothing in the history of BotRuntime default/ada matches" in capsys.readouterr().err
     assert main(["history", "br/ada", "-o", "json"]) == 0
     assert json.loads(capsys.readouterr().out) == []
 
@@ -149,6 +233,7 @@ def test_without_a_url_the_embedded_server_of_the_state_folder_is_read(
     assert main(["history", "br/ada"]) == 2
     assert "PERDURE_DATABASE_URL" in capsys.readouterr().err
     (tmp_path / "postgres" / "data").mkdir(parents=True)
+    ledger.rows = [STARTED]
     assert main(["history", "br/ada"]) == 0
     ((url, _query),) = ledger.asked
     assert str(tmp_path) in url or "perdure-pg-" in url
@@ -166,6 +251,8 @@ def test_without_a_url_the_embedded_server_of_the_state_folder_is_read(
         (125, "2m05s"),
         (3599.6, "1h00m"),
         (12000, "3h20m"),
+        (86399.6, "1d00h"),
+        (352800, "4d02h"),
         (-1, "0ms"),
     ],
 )

@@ -142,7 +142,7 @@ DROP TABLE operations_unparted;
 
 ALTER TABLE operations ADD PRIMARY KEY (installation, id, month);
 CREATE INDEX operations_by_name ON operations (kind, namespace, name, happened_at DESC);
-CREATE INDEX operations_by_uid ON operations (installation, uid);
+CREATE INDEX operations_by_uid ON operations (uid text_pattern_ops);
 CREATE INDEX operations_by_recorded ON operations (recorded_at);
 CREATE INDEX operations_open ON operations (started_at) WHERE finished_at IS NULL;
 CREATE INDEX operations_failed ON operations (finished_at) WHERE outcome = 'failure';
