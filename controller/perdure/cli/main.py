@@ -18,11 +18,15 @@ import click
 DEBUG_VARIABLE = "PERDURE_DEBUG"
 """Set to 1 to see the traceback of an unexpected error in a command that otherwise prints one line."""
 
+BROKEN_PIPE = 128 + 13
+"""As a shell calls the end by SIGPIPE."""
+
 _COMMANDS = {
     "standalone": ("perdure.cli.processes", "Run controller and agent in one process, for one machine."),
     "controller": ("perdure.cli.processes", "Run the controller: it binds runtimes to nodes. One per cluster."),
     "agent": ("perdure.cli.processes", "Run the agent: it runs what is bound to this node. One per node."),
-    "history": ("perdure.cli.history", "Show what was done to a runtime, when, why, and how it ended."),
+    "history": ("perdure.cli.history", "Show what was done to runtimes, when, why, and how it ended."),
+    "top": ("perdure.cli.top", "Show everything at a glance: phases, failures, what is under way, archives."),
     "nodes": ("perdure.cli.nodes", "Show the nodes, and data on them that no object claims."),
     "version": ("perdure.cli.version", "Show the version."),
 }
@@ -56,7 +60,8 @@ def perdure() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 it failed, 2 it was called wrongly, 130 interrupted."""
+    """Run one command. Returns the exit code: 0 done, 1 it failed, 2 it was called wrongly, 130 interrupted, 141 nobody
+    reads what it prints."""
     name = _program_name()
     if os.environ.get(DEBUG_VARIABLE) != "1":
         sys.excepthook = _one_line
@@ -71,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
+    except BrokenPipeError:
+        # Whoever read the output has enough. The interpreter's own last flush must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
     return code if isinstance(code, int) else 0
 
 

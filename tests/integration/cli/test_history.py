@@ -112,7 +112,10 @@ def test_a_server_that_is_away_is_one_line_within_the_deadline(
         (lambda url: "definitely not a url", "it is neither postgresql://"),
         (lambda url: "postgresql://perdure:hunter2@[/x", "it is neither postgresql://"),
         (lambda url: url.replace("/test_", "/nowhere_"), 'database "nowhere_'),
-        (lambda url: url.replace("postgres@", "nobody_known:hunter2@"), 'role "nobody_known" does not exist; check user'),
+        (
+            lambda url: url.replace("postgres@", "nobody_known:hunter2@"),
+            'role "nobody_known" does not exist; check user',
+        ),
         (lambda url: f"{url}&sslmode=sideways", "sslmode"),
     ],
 )

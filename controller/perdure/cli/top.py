@@ -1,0 +1,95 @@
+"""`perdure top`: the whole ledger at a glance."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from perdure.cli import options
+from perdure.cli.database import ask_ledger, find_ledger
+from perdure.cli.operations_view import duration
+from perdure.cli.output import Cell, print_json, print_table
+
+if TYPE_CHECKING:
+    from perdure.ledger.overview import Overview
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+@click.command(short_help="Show everything at a glance.")
+@options.database
+@options.state_dir
+@options.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print it.")
+def top(output: str, **given: Any) -> None:
+    """Show runtimes by phase, what failed in the last 24 hours, what is under way for longest, archives by node, and data
+    of runtimes that were given up.
+
+    \b
+    Examples:
+      perdure top
+      perdure top -o json | jq '.failures[].code'
+      watch -n 5 perdure top
+
+    It shows what the ledger knows, which is what agents wrote to it. For nodes see perdure nodes.
+    """
+    from perdure.ledger.overview import read_overview
+
+    overview = ask_ledger(read_overview(find_ledger(given)))
+    if output == "json":
+        import msgspec
+
+        print_json(msgspec.to_builtins(overview))
+    else:
+        _print(overview)
+
+
+def _print(overview: Overview) -> None:
+    print_table(
+        ["RUNTIMES", "PHASE", "COUNT"],
+        [[Cell(of.kind), Cell(of.phase or "-"), Cell(str(of.count))] for of in overview.runtimes],
+    )
+    _under_way(overview)
+    click.echo()
+    print_table(
+        ["FAILED IN 24 H", "COUNT", "LATEST", "RUNTIME"],
+        [
+            [
+                Cell(failure.code or "-", "red"),
+                Cell(str(failure.count)),
+                Cell(f"{failure.latest_at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"),
+                Cell(failure.latest),
+            ]
+            for failure in overview.failures
+        ],
+    )
+    click.echo()
+    print_table(
+        ["ARCHIVES ON", "STATE", "COUNT", "SIZE"],
+        [
+            [Cell(of.node or "any node"), Cell(of.state), Cell(str(of.count)), Cell(size(of.bytes))]
+            for of in overview.archives
+        ],
+    )
+    if overview.orphans:
+        click.echo()
+        given_up = [[Cell(orphan.node or "-"), Cell(str(orphan.count))] for orphan in overview.orphans]
+        print_table(["GIVEN UP ON", "WITH DATA"], given_up)
+
+
+def _under_way(overview: Overview) -> None:
+    oldest = overview.oldest_under_way
+    click.echo(f"\nUnder way: {overview.under_way}", nl=oldest is None)
+    if oldest is not None:
+        since = duration(overview.at - oldest.started_at)
+        runtime = f"{oldest.kind.short}/{oldest.name} -n {oldest.namespace}"
+        click.echo(f"; for longest: {oldest.op or '?'} of {runtime} on {oldest.node_name or '-'}, since {since}")
+
+
+def size(count: int) -> str:
+    """As a person says it: `512 B`, `1.5 GiB`."""
+    amount, unit = float(count), 0
+    while amount >= 1023.95 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{amount:.0f} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"
