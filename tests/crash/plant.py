@@ -26,6 +26,7 @@ from perdure.api.node import NodeAmounts, NodeSpec, NodeStatus, RuntimeNode
 from perdure.api.runtime import Runtime
 from perdure.kube.cache import RuntimeCache
 from perdure.plan.binding import Candidate
+from perdure.plan.world import Uptime
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
@@ -209,7 +210,7 @@ class Agency:
         eyes = Eyes(engine, sandbox, self._ledger, self.journal, self._cluster, self.cache)
         self._reconciler = Reconciler(
             Loop(
-                observer=Observer(eyes, NODE_ID, self.guards, retries),
+                observer=Observer(eyes, NODE_ID, self.guards, retries, lambda: Uptime("boot", now())),
                 executor=Executor(
                     hands, Place(InstallationId(installation), NODE_NAME, NODE_ID), now=now, concurrent_starts=4
                 ),

@@ -318,7 +318,7 @@ class Life:
         assert (snapshot.lineage, snapshot.writes) == (wanted, before.writes + 1), self.story
 
     def look_and_plan(self) -> Plan | None:
-        world = look(self.truth)
+        world = look(self.truth, self.now)
         if world is None:
             return None
         made = plan(world, self.now)

@@ -73,6 +73,7 @@ from perdure.plan.world import (
     TaskState,
     Terminating,
     Unseen,
+    Uptime,
     Wanted,
     Workspace,
     World,
@@ -147,14 +148,14 @@ def publish(truth: Truth, status: RuntimeStatus) -> Truth:
 # ---------------------------------------------------------------------------------------------- looking
 
 
-def look(truth: Truth) -> World | None:
+def look(truth: Truth, now: float) -> World | None:
     """What the observer would hand to the planner; None when this node has nothing to do with the life."""
     if truth.record is None and truth.runtime is None:
         return None
     record, desired = truth.known(), truth.desired
     blind = isinstance(desired, Unseen) or (isinstance(desired, Gone) and not record.deletion_seen)
     observed = Observed() if blind else _observe(truth, record)
-    return World(truth.ref, desired, observed, record, truth.failure)
+    return World(truth.ref, desired, observed, record, truth.failure, uptime=Uptime("boot", now))
 
 
 def _observe(truth: Truth, record: Record) -> Observed:
@@ -449,6 +450,7 @@ def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
         truth.known(),
         running=False,
         stopped_at=ended_at,
+        stopped_up=Uptime("boot", now),
         last_exit=step.exit or Exit(None, ended_at),
         failures_in_row=step.failures_in_row,
         next_start_at=step.next_start_at,

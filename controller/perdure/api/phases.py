@@ -60,10 +60,28 @@ EDGES: dict[Phase, frozenset[Phase]] = {
         {Phase.CREATING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
     ),
     Phase.STOPPED: frozenset(
-        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+        {
+            Phase.PENDING,
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.REMOVED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+        }
     ),
     Phase.REMOVED: frozenset(
-        {Phase.CREATING, Phase.RESTORING, Phase.RUNNING, Phase.STOPPING, Phase.STOPPED, Phase.FAILED, Phase.BLOCKED}
+        {
+            Phase.PENDING,
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPING,
+            Phase.STOPPED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+        }
     ),
     Phase.FAILED: _ANY_LIVE - {Phase.FAILED},
     Phase.BLOCKED: _ANY_LIVE - {Phase.BLOCKED},

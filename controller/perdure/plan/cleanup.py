@@ -21,6 +21,9 @@ from perdure.plan.view import archive_name
 from perdure.plan.way_down import take_down
 from perdure.plan.world import Code, Op, Outcome, Source, TaskState, Workspace
 
+CLOCK_ERROR_SECONDS = 600.0
+"""From five minutes slow to five minutes fast, without anything being cleaned up too early."""
+
 _REASONS = {
     Source.AUTO_TTL: Reason.EXPIRED,
     Source.ADMIN_CLI: Reason.CLEANUP_REQUESTED,
@@ -83,7 +86,7 @@ def _trigger(scene: Scene) -> _Trigger | None:
     request = pending_request(scene)
     if request is not None and request.verb is Verb.CLEANUP:
         return _Trigger(Source.ADMIN_CLI, request.id)
-    at = expires_at(scene)
+    at = due_at(scene)
     return _Trigger(Source.AUTO_TTL) if at is not None and scene.now >= at else None
 
 
@@ -108,12 +111,28 @@ def expires_at(scene: Scene) -> float | None:
     return stopped_at + ttl
 
 
+def due_at(scene: Scene) -> float | None:
+    """When it is really done: by both clocks, so that a wall clock that is set makes nothing expire too early.
+
+    Where only the wall clock can tell (there was a reboot in between), it is given some minutes to be wrong.
+    """
+    at, ttl = expires_at(scene), scene.runtime.spec.stopped_ttl_seconds
+    if at is None or not ttl:
+        return at
+    uptime = scene.world.uptime
+    elapsed = uptime.since(scene.record.stopped_up) if uptime is not None else None
+    if elapsed is None:
+        return at + CLOCK_ERROR_SECONDS
+    return at if elapsed >= ttl else max(at, scene.now + ttl - elapsed)
+
+
 def is_counted(scene: Scene) -> Plan | None:
     """Where nobody remembers when the process ended (the journal was lost), the time is counted from now."""
     unknown = scene.record.stopped_at is None and removable(scene) is not None
     if not unknown or scene.runtime.spec.stopped_ttl_seconds is None:
         return None
-    return scene.do(Note(replace(scene.record, stopped_at=scene.now), "nobody remembers when it stopped"))
+    counted = replace(scene.record, stopped_at=scene.now, stopped_up=scene.world.uptime)
+    return scene.do(Note(counted, "nobody remembers when it stopped"))
 
 
 def resting_phase(scene: Scene) -> Phase:

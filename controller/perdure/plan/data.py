@@ -84,6 +84,7 @@ def put_away_is_remembered(scene: Scene) -> Plan | None:
         return _wait_for_who_knows(scene)
     known = replace(
         scene.record,
+        phase=Phase.REMOVED,
         put_away=PutAway(archive, Source.AUTO_RECONCILE),
         newest_n=max(scene.record.newest_n, names.generation(archive.snapshot_key)),
     )

@@ -102,9 +102,9 @@ def policy_leaves_it_stopped(scene: Scene) -> Plan | None:
     exit_ = scene.record.last_exit
     message = f"the main process ended with exit code {exit_.code}" if exit_ else ""
     scene.draft.set(ConditionType.READY, Truth.FALSE, cleanup.resting_reason(scene, halted.reason), message)
-    expires_at = scene.draft.expires_at = cleanup.expires_at(scene)
+    scene.draft.expires_at = cleanup.expires_at(scene)
     phase = cleanup.resting_phase(scene)
-    return scene.rest(closing(scene.record, {Op.STOP}, phase, message), phase, wake_at=expires_at)
+    return scene.rest(closing(scene.record, {Op.STOP}, phase, message), phase, wake_at=cleanup.due_at(scene))
 
 
 def container_fits(scene: Scene) -> Plan | None:

@@ -26,7 +26,7 @@ def stop_is_wanted(scene: Scene) -> Plan | None:
 def _at_rest(scene: Scene) -> Plan:
     phase, record = cleanup.resting_phase(scene), scene.record
     scene.draft.set(ConditionType.READY, Truth.FALSE, cleanup.resting_reason(scene, Reason.STOP_REQUESTED))
-    expires_at = scene.draft.expires_at = cleanup.expires_at(scene)
+    scene.draft.expires_at = cleanup.expires_at(scene)
     halted_or_waiting = record.halted is not None or record.next_start_at is not None
     if halted_or_waiting:
         rested = replace(record, halted=None, next_start_at=None, failures_in_row=0)
@@ -34,4 +34,4 @@ def _at_rest(scene: Scene) -> Plan:
     if record.operation is None and record.phase is not phase:
         begun = opening(record, Op.STOP, Source.KUBECTL)
         return Plan(steps=(begun,) if begun else (), status=scene.draft.build(phase))
-    return scene.rest(closing(record, {Op.STOP}, phase), phase, wake_at=expires_at)
+    return scene.rest(closing(record, {Op.STOP}, phase), phase, wake_at=cleanup.due_at(scene))

@@ -238,6 +238,18 @@ class Workspace:
 
 
 @dataclass(frozen=True, slots=True)
+class Uptime:
+    """A moment by a clock that nobody sets: seconds since the machine's boot, and which boot that was."""
+
+    boot: str
+    seconds: float
+
+    def since(self, earlier: Uptime | None) -> float | None:
+        """Seconds between the two; None if they are not of one boot."""
+        return self.seconds - earlier.seconds if earlier is not None and earlier.boot == self.boot else None
+
+
+@dataclass(frozen=True, slots=True)
 class PutAway:
     """Where the data is since a clean-up removed its snapshot: in exactly this archive."""
 
@@ -280,6 +292,8 @@ class Record:
     """After the last finished operation."""
     started_at: float | None = None
     stopped_at: float | None = None
+    stopped_up: Uptime | None = None
+    """When that was recorded, by the other clock."""
     running: bool = False
     """A task was started and its end has not been recorded yet."""
     restarts: int = 0
@@ -387,3 +401,5 @@ class World:
     record: Record
     failure: Failure | None = None
     freeze: Freeze | None = None
+    uptime: Uptime | None = None
+    """None: not known, as after another boot."""

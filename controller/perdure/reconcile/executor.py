@@ -102,7 +102,7 @@ class Executor:
             case StopTask():
                 await self._tasks.stop(step, ref)
             case ReapTask():
-                await self._tasks.reap(step, ref)
+                await self._tasks.reap(step, world)
             case RemoveContainer(container):
                 await self._hands.engine.remove_container(container)
             case ArchiveWorkspace():

@@ -4,6 +4,7 @@ images and the ledger say. Called by the reconciler before each plan; changes no
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from perdure.api.names import NodeId, RuntimeRef, SnapshotKey, Uid
@@ -20,6 +21,7 @@ from perdure.plan.world import (
     TaskState,
     Terminating,
     Unseen,
+    Uptime,
     Wanted,
     World,
 )
@@ -30,6 +32,7 @@ from perdure.reconcile.ports.journal import Journal
 from perdure.reconcile.ports.ledger import AgentLedger
 from perdure.reconcile.ports.sandbox import Sandbox
 from perdure.reconcile.retries import Retries
+from perdure.reconcile.uptime import uptime
 
 NOT_ASKED = Unknown("not asked: no decision depends on it now")
 
@@ -49,11 +52,14 @@ class Eyes:
 class Observer:
     """Sees the runtimes that are bound to one node."""
 
-    def __init__(self, eyes: Eyes, node: NodeId, guards: Guards, retries: Retries) -> None:
+    def __init__(
+        self, eyes: Eyes, node: NodeId, guards: Guards, retries: Retries, uptime: Callable[[], Uptime] = uptime
+    ) -> None:
         self._eyes = eyes
         self._node = node
         self._guards = guards
         self._retries = retries
+        self._uptime = uptime
 
     async def look(self, uid: Uid) -> World | None:
         """The planner's input, or None when this node has nothing to do with the uid."""
@@ -82,6 +88,7 @@ class Observer:
             record=record,
             failure=self._retries.failure(uid, generation),
             freeze=self._guards.freeze,
+            uptime=self._uptime(),
         )
 
     async def _ask_for(self, record: Record) -> Desired:

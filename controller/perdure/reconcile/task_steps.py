@@ -135,8 +135,9 @@ class TaskSteps:
                 reason=Reason.STOP_TIMED_OUT,
             )
 
-    async def reap(self, step: ReapTask, ref: RuntimeRef) -> None:
+    async def reap(self, step: ReapTask, world: World) -> None:
         """How it ended is journalled before the engine forgets it."""
+        ref = world.ref
         record = self._hands.record(ref)
         ended_at = step.exit.at if step.exit is not None else self._now()
         await self._hands.journal.commit(
@@ -144,6 +145,7 @@ class TaskSteps:
                 record,
                 running=False,
                 stopped_at=ended_at,
+                stopped_up=world.uptime,
                 last_exit=step.exit or Exit(None, ended_at),
                 failures_in_row=step.failures_in_row,
                 next_start_at=step.next_start_at,
