@@ -1,4 +1,5 @@
-"""The ledgers that pass the contract: PostgreSQL and the fake of the crash matrix, as many processes on one as wanted."""
+"""The ledgers that pass the contract: PostgreSQL (for its superuser, and for roles with the rights of docs/ledger.md) and
+the fake of the crash matrix, as many processes on one as wanted."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from typing import Protocol
 import pytest
 from psycopg import sql
 from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTables
+from tests.integration.ledger.roles import documented_roles
 from tests.integration.ledger.samples import NODE_A, TTL
 
 from perdure.api.names import InstallationId, NodeId
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.migrate import migrate
+from perdure.ledger.migrate import check_schema, migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
@@ -31,11 +33,14 @@ class Rig(Protocol):
 
 
 class PostgresRig:
-    def __init__(self, database: Database) -> None:
+    """`database` is the controller's; agents use the same or one of their own role."""
+
+    def __init__(self, database: Database, agents: Database | None = None) -> None:
         self._database = database
+        self._agents = agents or database
 
     def agent(self, node: NodeId = NODE_A) -> AgentLedger:
-        return PostgresAgentLedger(self._database, InstallationId("cluster"), node)
+        return PostgresAgentLedger(self._agents, InstallationId("cluster"), node)
 
     def controller(self) -> ControllerLedger:
         return PostgresControllerLedger(self._database, InstallationId("cluster"))
@@ -59,11 +64,26 @@ class FakeRig:
         self._now += 10 * TTL
 
 
-@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.env), "fake"])
+@pytest.fixture(
+    params=[
+        pytest.param("postgres", marks=pytest.mark.env),
+        pytest.param("postgres with roles", marks=pytest.mark.env),
+        "fake",
+    ]
+)
 async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
     if request.param == "fake":
         yield FakeRig()
         return
-    async with Database(request.getfixturevalue("database_url")) as database:
-        await migrate(database)
-        yield PostgresRig(database)
+    url = request.getfixturevalue("database_url")
+    if request.param == "postgres":
+        async with Database(url) as database:
+            await migrate(database)
+            yield PostgresRig(database)
+        return
+    with documented_roles(url) as roles:
+        async with Database(roles.controller) as controller, Database(roles.agent) as agent:
+            await migrate(controller)
+            roles.grant()
+            await check_schema(agent)
+            yield PostgresRig(controller, agent)
