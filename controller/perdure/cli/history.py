@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from perdure.api import names
 from perdure.api.names import Kind
 from perdure.cli import options
 from perdure.cli.database import ask_ledger, find_ledger
 from perdure.cli.errors import CommandFailed
 from perdure.cli.moments import EXAMPLES, moment
 from perdure.cli.operations_view import UNDER_WAY, OperationsView
+from perdure.cli.target import DNS_LABEL, parse_target
 from perdure.plan.world import Op, Outcome, Source
 
 if TYPE_CHECKING:
@@ -25,31 +25,11 @@ FORCE_RELEASE = "force_release"
 """The one operation that no agent does: the controller records it."""
 POLL_SECONDS = 1.0
 
-_KINDS = {
-    alias: kind for kind in Kind for alias in (kind.short, kind.plural, kind.value.lower(), f"{kind.value.lower()}s")
-}
-_KNOWN_KINDS = ", ".join(f"{kind.short} ({kind.value})" for kind in Kind)
-_DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
-def _target(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[Kind, str] | None:
-    """`br/ada`, `botruntime/ada`, `BotRuntime/ada`, or as `kubectl -o name` prints it: `botruntime.perdure.dev/ada`."""
-    if value is None:
-        return None
-    kind, _slash, name = value.partition("/")
-    known = _KINDS.get(kind.strip().lower().removesuffix(f".{names.GROUP}"))
-    if known is None or not name.strip():
-        raise click.BadParameter(
-            f"{value!r} is not KIND/NAME such as br/ada or gameruntime/castle; kinds: {_KNOWN_KINDS}"
-        )
-    if not _DNS_LABEL.fullmatch(name):
-        raise click.BadParameter(f"{name!r} cannot be a runtime's name: 1 to 63 of a-z, 0-9 and '-', such as ada")
-    return known, name
-
-
 def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if not _DNS_LABEL.fullmatch(value):
+    if not DNS_LABEL.fullmatch(value):
         raise click.BadParameter(f"{value!r} cannot be a namespace: 1 to 63 of a-z, 0-9 and '-'; all of them: -A")
     return value
 
@@ -69,7 +49,7 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 
 
 @click.command(short_help="Show what was done to runtimes.")
-@click.argument("target", metavar="[KIND/NAME]", required=False, callback=_target)
+@click.argument("target", metavar="[KIND/NAME]", required=False, callback=parse_target)
 @options.option("-n", "--namespace", default="default", callback=_namespace, help="Of the runtimes.")
 @options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
 @_choices("--op", (*(op.value for op in Op), FORCE_RELEASE), "Only these operations; may be repeated.")
