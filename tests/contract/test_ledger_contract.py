@@ -239,6 +239,8 @@ async def test_nothing_is_written_under_a_lost_lease(rig: Rig) -> None:
     with pytest.raises(StaleFence):
         await ledger.mark_purging(mine.sequence, lost)
     with pytest.raises(StaleFence):
+        await ledger.put_away(mine.sequence, lost)
+    with pytest.raises(StaleFence):
         await ledger.finish(finished(ref(), snapshot_key="key-1"), NAME_A, lost, release=True)
     facts = await known(ledger, ref())
     assert facts == LedgerFacts(latest=mine, purgeable=(mine.sequence, writing))
@@ -358,6 +360,33 @@ async def test_a_quarantined_archive_is_not_restored(rig: Rig) -> None:
     with pytest.raises(LedgerUnavailable):
         await ledger.finish_archive(facts, lease)
     assert await rig.controller().unpublished(10) == ()
+
+
+async def test_data_that_was_put_away_is_known_until_newer_data_is(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    mine, other = await archived(ledger, ref(), lease, "1"), await archived(ledger, ref("uid-2"), lease, "2")
+    key = mine.snapshot_key
+    await ledger.apply([finished(ref(), snapshot_key=key)], NAME_A)
+    assert (await known(ledger, ref())).put_away is None
+    await ledger.put_away(mine.sequence, lease)
+    await ledger.put_away(mine.sequence, lease)
+    await ledger.put_away(other.sequence, lease)
+    assert (await known(ledger, ref())).put_away == mine
+    assert (await known(ledger, ref("uid-9"))).put_away is None
+    await ledger.apply([finished(ref(), 2, at=102.0, snapshot_key="br-uid-1-9")], NAME_A)
+    assert (await known(ledger, ref())).put_away is None
+
+
+async def test_only_a_verified_archive_can_have_data_put_away(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    writing = await ledger.begin_archive(OperationId("1"), ref(), workspace(ref()), NODE_A, lease)
+    bad = await archived(ledger, ref(), lease, "2")
+    await ledger.quarantine(bad.sequence, "the hash is wrong")
+    for sequence in (writing, bad.sequence, 4711):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.put_away(sequence, lease)
 
 
 async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig: Rig) -> None:

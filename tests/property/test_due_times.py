@@ -7,6 +7,7 @@ may be rebooted, the agent is away at times, and the time to keep is edited whil
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tests.property.lives import edit
 from tests.property.test_plan_rests import healthy_world
@@ -47,11 +48,15 @@ def _is_of_no_use(world: World) -> bool:
     return world.record.running or workspace is None or workspace.gate is not None
 
 
+@cache
+def _stopped_worlds() -> tuple[World, ...]:
+    return tuple(world for world in (healthy_world(Draw(seed)) for seed in range(300)) if not _is_of_no_use(world))
+
+
 def stopped_world(draw: Draw, machine: Machine, ended: float) -> World:
     """A runtime that has just been found stopped. `ended`: by the wall clock of that instant."""
-    world = healthy_world(Draw(draw.of(range(1000))))
-    while not isinstance(world.desired, Wanted) or world.record.workspace is None or _is_of_no_use(world):
-        world = healthy_world(Draw(draw.of(range(100_000))))
+    world = draw.of(_stopped_worlds())
+    assert isinstance(world.desired, Wanted)
     runtime = edit(world.desired.runtime, spec=edit(world.desired.runtime.spec, desired_state=DesiredState.STOPPED))
     record = replace(world.record, halted=None, stopped_at=ended, stopped_up=machine.uptime, phase=Phase.STOPPED)
     observed = replace(world.observed, task=Absent(), container=Absent(), sandbox=Absent())
