@@ -69,15 +69,19 @@ class PostgresAgentLedger:
     # ------------------------------------------------------------------------------------------ operations
 
     async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
-        """All rows or none of them, in one round trip or two."""
+        """All rows or none of them. One row is one statement, and one round trip."""
+        doing = f"writing {len(rows)} rows of operations"
         statements = [self._apply(row, node) for row in rows]
+        if len(statements) == 1:
+            await self._database.write(doing, *statements[0])
+            return
 
         async def work(connection: Connection) -> None:
             async with connection.pipeline(), connection.transaction():
                 for statement, parameters in statements:
                     await connection.execute(statement, parameters)
 
-        await self._database.run(f"writing {len(rows)} rows of operations", work)
+        await self._database.run(doing, work)
 
     def _apply(self, row: OperationRow, node: NodeName) -> tuple[sql.SQL, dict[str, object]]:
         if isinstance(row, OperationStarted):

@@ -17,7 +17,7 @@ import structlog
 
 from perdure.network.cni.errors import CniError
 from perdure.reconcile.ports.errors import PortError
-from rig.bench import network, start
+from rig.bench import ledger, network, start
 from rig.bench.results import Row, render_json
 from rig.paths import CHECKOUT
 from rig.progress import say
@@ -39,6 +39,13 @@ class Benchmark:
 
 
 BENCHMARKS = {
+    "ledger": Benchmark(
+        "state changes at 50 clients, questions over a million operations, SQL of an idle agent, --help",
+        lambda directory, n, quick: ledger.run(directory, n, quick=quick),
+        ledger.run_profile,
+        ledger.DEFAULT_N,
+        ledger.QUICK_N,
+    ),
     "network": Benchmark(
         "start, crash and delete with a network; bursts, costs: against ctr with the same plugins, and without one",
         lambda directory, n, quick: network.run(directory, n, quick=quick),
@@ -129,7 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS))
     parser.add_argument(
-        "--n", type=_count, help=f"single operations (default: start {start.DEFAULT_N}, network {network.DEFAULT_N})"
+        "--n",
+        type=_count,
+        help=f"single operations (default: ledger {ledger.DEFAULT_N}, start {start.DEFAULT_N}, network {network.DEFAULT_N})",
     )
     parser.add_argument("--quick", action="store_true", help="only to see that it works: 10 and less")
     parser.add_argument("--profile", action="store_true", help="show where the time goes, step by step, instead")
