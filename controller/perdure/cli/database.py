@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ def find_ledger(given: dict[str, Any]) -> str:
 
 def ask_ledger(question: Coroutine[Any, Any, Answer]) -> Answer:
     """Run it to its end. Raises `CommandFailed` for a ledger that does not answer, without its password."""
+    from perdure.cli.blocking import block_on
     from perdure.reconcile.ports.errors import LedgerUnavailable
     from perdure.telemetry import logs
 

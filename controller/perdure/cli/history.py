@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,26 @@ from perdure.cli.errors import CommandFailed
 from perdure.cli.moments import EXAMPLES, moment
 from perdure.cli.operations_view import UNDER_WAY, OperationsView
 from perdure.cli.target import DNS_LABEL, parse_target
-from perdure.plan.world import Op, Outcome, Source
 
 if TYPE_CHECKING:
     from perdure.ledger.history import HistoryQuery, HistoryRow
 
-FORCE_RELEASE = "force_release"
-"""The one operation that no agent does: the controller records it."""
+# The words of `perdure.plan.world`, which takes longer to import than --help may take; a test holds them together.
+OPS = (
+    "start",
+    "stop",
+    "restart",
+    "cleanup_container",
+    "restore",
+    "preserve",
+    "purge",
+    "adopt",
+    "dispose",
+    "force_release",
+)
+"""The last one is the controller's, where no agent does anything."""
+OUTCOMES = ("success", "failure", "superseded", UNDER_WAY)
+SOURCES = ("kubectl", "auto_reconcile", "node_event", "auto_ttl", "admin_cli")
 POLL_SECONDS = 1.0
 
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -52,9 +64,9 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 @click.argument("target", metavar="[KIND/NAME]", required=False, callback=parse_target)
 @options.option("-n", "--namespace", default="default", callback=_namespace, help="Of the runtimes.")
 @options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
-@_choices("--op", (*(op.value for op in Op), FORCE_RELEASE), "Only these operations; may be repeated.")
-@_choices("--outcome", (*(outcome.value for outcome in Outcome), UNDER_WAY), "Only what ended so; may be repeated.")
-@_choices("--source", [source.value for source in Source], "Only what these wanted; may be repeated.")
+@_choices("--op", OPS, "Only these operations; may be repeated.")
+@_choices("--outcome", OUTCOMES, "Only what ended so; may be repeated.")
+@_choices("--source", SOURCES, "Only what these wanted; may be repeated.")
 @options.option(
     "--uid", default="", callback=_uid, metavar="UID", help="Only this life of a name; its beginning will do."
 )
@@ -144,6 +156,8 @@ async def _read(url: str, query: HistoryQuery) -> list[HistoryRow]:
 
 async def _follow(url: str, query: HistoryQuery, view: OperationsView) -> None:
     """Until interrupted, or until nobody reads what is printed. A ledger that goes away meanwhile is waited for."""
+    import asyncio
+
     from perdure.ledger.database import Database
     from perdure.ledger.following import Follower
     from perdure.ledger.history import READER

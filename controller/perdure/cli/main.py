@@ -18,9 +18,6 @@ import click
 DEBUG_VARIABLE = "PERDURE_DEBUG"
 """Set to 1 to see the traceback of an unexpected error in a command that otherwise prints one line."""
 
-BROKEN_PIPE = 128 + 13
-"""As a shell calls the end by SIGPIPE."""
-
 _COMMANDS = {
     "standalone": ("perdure.cli.processes", "Run controller and agent in one process, for one machine."),
     "controller": ("perdure.cli.processes", "Run the controller: it binds runtimes to nodes. One per cluster."),
@@ -61,8 +58,7 @@ def perdure() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0 done, 1 it failed, 2 it was called wrongly, 130 interrupted, 141 nobody
-    reads what it prints."""
+    """Run one command. Returns the exit code: 0 done, 1 it failed, 2 it was called wrongly, 130 interrupted."""
     name = _program_name()
     if os.environ.get(DEBUG_VARIABLE) != "1":
         sys.excepthook = _one_line
@@ -77,10 +73,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 130
-    except BrokenPipeError:
-        # Whoever read the output has enough. The interpreter's own last flush must not fail on it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     return code if isinstance(code, int) else 0
 
 

@@ -7,7 +7,6 @@ from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 from perdure.cli.output import Cell, LineTable, print_json, print_json_line, print_table
-from perdure.plan.world import Outcome
 
 if TYPE_CHECKING:
     from perdure.ledger.history import HistoryRow
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 UNDER_WAY = "under_way"
 """The outcome of what has none yet."""
 SHORTEST_UID = 8
-_OUTCOME_STYLES = {Outcome.SUCCESS: "green", Outcome.FAILURE: "red", Outcome.SUPERSEDED: "dim"}
+_OUTCOME_STYLES = {"success": "green", "failure": "red", "superseded": "dim"}
 
 
 class OperationsView:
@@ -92,7 +91,7 @@ def _builtins(rows: Sequence[HistoryRow]) -> list[dict[str, Any]]:
 def _outcome(row: HistoryRow) -> Cell:
     if row.outcome is None:
         return Cell("under way", "yellow")
-    return Cell(row.outcome, _OUTCOME_STYLES.get(Outcome(row.outcome), ""))
+    return Cell(row.outcome, _OUTCOME_STYLES.get(row.outcome, ""))
 
 
 def duration(span: timedelta) -> str:

@@ -11,9 +11,11 @@ import pytest
 
 import perdure.ledger.history
 from perdure.api.names import Kind
+from perdure.cli.history import OPS, OUTCOMES, SOURCES
 from perdure.cli.main import main
 from perdure.cli.operations_view import distinct_length, duration
 from perdure.ledger.history import HistoryQuery, HistoryRow, Life
+from perdure.plan.world import Op, Outcome, Source
 from perdure.reconcile.ports.errors import LedgerUnavailable
 
 URL = "postgresql://perdure:hunter2@db/perdure"
@@ -258,3 +260,9 @@ def test_without_a_url_the_embedded_server_of_the_state_folder_is_read(
 )
 def test_a_duration_is_said_as_a_person_says_it(seconds: float, text: str) -> None:
     assert duration(timedelta(seconds=seconds)) == text
+
+
+def test_what_may_be_asked_for_is_what_is_written() -> None:
+    assert set(OPS) == {*Op, "force_release"}
+    assert set(OUTCOMES) == {*Outcome, perdure.ledger.history.UNDER_WAY}
+    assert set(SOURCES) == {*Source}

@@ -30,7 +30,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
     done = run("-X", "importtime", "-m", "perdure.cli.main", "--help")
     assert done.returncode == 0
-    for command in ("standalone", "controller", "agent", "history", "nodes", "version"):
+    for command in ("standalone", "controller", "agent", "history", "top", "cleanup", "nodes", "version"):
         assert f"\n  {command} " in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "click" in imported
@@ -99,3 +99,29 @@ def test_with_debug_the_traceback_is_shown() -> None:
     done = run("-c", DEFECT, PERDURE_DEBUG="1")
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["history", "top"])
+def test_help_of_a_command_teaches_by_examples_and_imports_nothing_heavy(command: str) -> None:
+    done = run("-X", "importtime", "-m", "perdure.cli.main", command, "--help")
+    assert done.returncode == 0
+    assert f"\n  Examples:\n    perdure {command}" in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert imported & HEAVY == set()
+
+
+def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
+    """As `perdure history -f | head -1` does."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "perdure.cli.main", "version"],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
