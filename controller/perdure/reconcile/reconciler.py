@@ -17,8 +17,8 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import Runtime, RuntimeStatus
 from perdure.plan.operations import DURABLE, TRANSIENT_PHASE
 from perdure.plan.planner import plan
-from perdure.plan.steps import Begin, Finish, Note, Plan, Step
-from perdure.plan.world import Outcome, Record, Terminating, Wanted, World
+from perdure.plan.steps import Answer, Begin, Finish, Note, Plan, Step
+from perdure.plan.world import Op, Outcome, Record, Terminating, Wanted, World
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
 from perdure.reconcile.outbox import Outbox
@@ -133,10 +133,12 @@ class Reconciler:
         self._loop.probe.stepped(name, "done", seconds)
         log.debug("step_done", runtime=str(world.ref), uid=world.ref.uid, step=name, seconds=round(seconds, 4))
         if isinstance(step, Finish) and record.operation is not None:
-            self._loop.probe.finished(record.operation.op.value, step.outcome.value, "")
+            self._loop.probe.finished(record.operation.op.value, step.outcome.value, step.code.value)
             if step.release:
                 self._loop.on_released(world.ref.uid)
             self._announce(world, step, record.operation.op.value)
+        if isinstance(step, Answer):
+            self._loop.probe.finished(Op.CLEANUP.value, step.answer.outcome.value, step.answer.code.value)
         return None
 
     async def _failed(self, world: World, step: Step, error: PortError) -> None:
@@ -216,7 +218,9 @@ class Reconciler:
             return
         message = f"{op}: {step.message}" if step.message else op
         emitting = asyncio.ensure_future(
-            self._loop.cluster.emit(runtime, reason=op.capitalize(), message=message, warning=False)
+            self._loop.cluster.emit(
+                runtime, reason="".join(map(str.capitalize, op.split("_"))), message=message, warning=False
+            )
         )
         _BACKGROUND.add(emitting)
         emitting.add_done_callback(_BACKGROUND.discard)
