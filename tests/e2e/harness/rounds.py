@@ -84,6 +84,17 @@ def _restoring(arena: Arena, chance: random.Random, runtime: Runtime) -> None:
     assert len(_snapshots(runtime)) == 1
 
 
+def _cleaning(arena: Arena, chance: random.Random, runtime: Runtime) -> None:
+    files = _filled(runtime)
+    arena.while_killing(chance, lambda: runtime.patch(desiredState="Removed"))
+    runtime.wait_phase("Removed")
+    assert _snapshots(runtime) == []
+    arena.while_killing(chance, lambda: runtime.patch(desiredState="Running"))
+    runtime.wait_ready()
+    assert difference(files, runtime.tree()) == []
+    assert len(_snapshots(runtime)) == 1
+
+
 def _purging(arena: Arena, chance: random.Random, runtime: Runtime) -> None:
     _filled(runtime)
     runtime.delete_and_wait()
@@ -97,6 +108,7 @@ _ROUNDS: dict[str, Callable[[Arena, random.Random, Runtime], None]] = {
     "Running": _running,
     "Preserving": _preserving,
     "Restoring": _restoring,
+    "Cleaning": _cleaning,
     "Purging": _purging,
 }
 ACTIVITIES = tuple(_ROUNDS)

@@ -146,12 +146,14 @@ class Runtime:
         )
 
     def archives(self) -> list[Json]:
-        """RuntimeArchives of this name, the oldest first."""
+        """RuntimeArchives of this name that say what they are, the oldest first."""
         found = self.api.items(f"{GROUP}/namespaces/{self.kubectl.namespace}/{ARCHIVE_PLURAL}")
         own = [
             item
             for item in found
-            if item["spec"]["source"]["name"] == self.name and item["spec"]["source"]["kind"] == self.kind.value
+            if item["spec"]["source"]["name"] == self.name
+            and item["spec"]["source"]["kind"] == self.kind.value
+            and "status" in item
         ]
         return sorted(own, key=lambda item: int(item["status"]["sequence"]))
 

@@ -35,6 +35,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": ""}, "spec.image"),
     ({"image": "two words"}, "spec.image"),
     ({"image": "x" * 513}, "may not be more than 512"),
+    ({"stoppedTTL": "-5s"}, "stoppedTTL"),
+    ({"stoppedTTL": "soon"}, "stoppedTTL"),
+    ({"stoppedTTL": ""}, "stoppedTTL"),
+    ({"stoppedTTL": "87601h"}, "write Never"),
+    ({"stoppedTTL": "999999999h"}, "stoppedTTL"),
     ({"desiredState": "Flying"}, 'supported values: "Running", "Stopped", "Removed"'),
     ({"imagePullPolicy": "Sometimes"}, "spec.imagePullPolicy"),
     ({"restartPolicy": "Maybe"}, "spec.restartPolicy"),
@@ -188,7 +193,7 @@ async def test_columns_show_what_a_person_looks_for(
     assert plain.split()[:7] == ["NAME", "PHASE", "READY", "NODE", "ADDRESS", "RESTARTS", "AGE"]
     assert plain.splitlines()[1].split()[:5] == ["bot", "Running", "node-a", "10.1.2.3", "0"]
     wide = await asyncio.to_thread(kubectl, "get", kind.short, "-o", "wide")
-    assert wide.splitlines()[0].split()[7:] == ["IMAGE", "ARCHIVE", "REASON"]
+    assert wide.splitlines()[0].split()[7:] == ["IMAGE", "ARCHIVE", "EXPIRES", "REASON"]
     selected = await asyncio.to_thread(
         kubectl, "get", kind.short, "--field-selector=status.phase=Running", "-o", "name"
     )
