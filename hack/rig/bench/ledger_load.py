@@ -39,7 +39,7 @@ SELECT make_operation_months((now() - interval '{days} days')::date, now()::date
 INSERT INTO operations (installation, id, uid, namespace_uid, kind, namespace, name, node_name, op, source, before, after,
                         outcome, error_code, message, image, snapshot_key, started_at, finished_at, recorded_at, month)
 SELECT 'bench', md5(n::text), 'uid-' || n % {names}, 'ns', 'BotRuntime', 'ns-' || n % 20, 'bot-' || n % {names}, 'node-1',
-       (ARRAY['start', 'stop', 'restart', 'preserve', 'restore'])[1 + n % 5], 'kubectl', 'Stopped', 'Running',
+       CASE n % 1000 WHEN 7 THEN 'purge' ELSE (ARRAY['start', 'stop', 'restart'])[1 + n % 3] END, 'kubectl', 'Stopped', 'Running',
        CASE n % 100 WHEN 0 THEN 'failure' ELSE 'success' END, CASE n % 100 WHEN 0 THEN 'StoreFull' END,
        'a sentence of the usual length about what was done and why', 'registry/image:1', 'br-uid-1', at, at + interval '1 s',
        at, date_trunc('month', at AT TIME ZONE 'UTC')
@@ -196,5 +196,6 @@ _QUESTIONS: dict[str, Callable[[], HistoryQuery]] = {
     "everything, newest": HistoryQuery,
     "one namespace, newest": lambda: HistoryQuery(namespace=f"ns-{random.randrange(20)}"),
     "everything, failures of a day": lambda: HistoryQuery(outcomes=("failure",), since=_ago(1), limit=1000),
-    "everything, an operation that never was": lambda: HistoryQuery(ops=("purge",)),
+    "everything, a rare operation": lambda: HistoryQuery(ops=("purge",)),
+    "everything, an outcome that never was": lambda: HistoryQuery(outcomes=("superseded",)),
 }

@@ -146,3 +146,6 @@ CREATE INDEX operations_by_uid ON operations (uid text_pattern_ops);
 CREATE INDEX operations_by_recorded ON operations (recorded_at);
 CREATE INDEX operations_open ON operations (started_at) WHERE finished_at IS NULL;
 CREATE INDEX operations_failed ON operations (finished_at) WHERE outcome = 'failure';
+-- What is seldom and asked for across everything: what went wrong? Whose data was archived, removed, given up?
+CREATE INDEX operations_unsuccessful ON operations (recorded_at) WHERE outcome <> 'success';
+CREATE INDEX operations_rare ON operations (recorded_at) WHERE op NOT IN ('start', 'stop', 'restart');
