@@ -139,8 +139,7 @@ def test_data_that_was_taken_away_blocks_until_a_person_decides(stage: Stage, ru
     runtime.patch(desiredState="Stopped")
     runtime.wait_phase("Stopped")
     key = runtime.status()["snapshotKey"]
-    stage.site.ctr("containers", "rm", runtime.container_id)
-    stage.site.ctr("snapshots", "--snapshotter", "overlayfs", "rm", key)
+    stage.site.ctr("containers", "rm", runtime.container_id)  # takes the snapshot along
     runtime.patch(desiredState="Running")
     runtime.wait_phase("Blocked")
     condition = runtime.wait_condition("DataReady", "False", "DataMissing")
