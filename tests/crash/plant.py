@@ -26,7 +26,7 @@ from perdure.api.node import NodeAmounts, NodeSpec, NodeStatus, RuntimeNode
 from perdure.api.runtime import Runtime
 from perdure.kube.cache import RuntimeCache
 from perdure.plan.binding import Candidate
-from perdure.plan.world import Uptime
+from perdure.plan.uptime import Uptime
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor

@@ -52,6 +52,7 @@ from perdure.plan.steps import (
     Step,
     StopTask,
 )
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     OWN_NAMESPACE,
     ArchiveFacts,
@@ -73,7 +74,6 @@ from perdure.plan.world import (
     TaskState,
     Terminating,
     Unseen,
-    Uptime,
     Wanted,
     Workspace,
     World,

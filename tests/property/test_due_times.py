@@ -19,7 +19,8 @@ from perdure.plan.certainty import Absent
 from perdure.plan.cleanup import CLOCK_ERROR_SECONDS
 from perdure.plan.planner import plan
 from perdure.plan.steps import Begin
-from perdure.plan.world import Op, Source, Uptime, Wanted, World
+from perdure.plan.uptime import Uptime
+from perdure.plan.world import Op, Source, Wanted, World
 
 CASES = 10_000
 TTLS = {"0s": 0.0, "1500ms": 1.5, "7s": 7.0, "5m": 300.0, "1h30m": 5400.0, "720h": 2_592_000.0, "Never": None}

@@ -23,6 +23,7 @@ from perdure.plan.planner import plan
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import Begin
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     OWN_NAMESPACE,
     ContainerFacts,
@@ -39,7 +40,6 @@ from perdure.plan.world import (
     Source,
     TaskFacts,
     TaskState,
-    Uptime,
     Wanted,
     Workspace,
     World,

@@ -15,6 +15,7 @@ from perdure.api.phases import Phase
 from perdure.api.request import RequestId
 from perdure.api.runtime import Runtime
 from perdure.plan.certainty import Certain, Unknown
+from perdure.plan.uptime import Uptime
 
 # ---------------------------------------------------------------------------------------------- seen at the engine
 
@@ -235,18 +236,6 @@ class Workspace:
     """Journalled before the first task starts: until then nothing of a container's can be in it."""
     archived: ArchiveFacts | None = None
     """A verified archive of exactly this snapshot as it is now; cleared (and journalled) before any later start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Uptime:
-    """A moment by a clock that nobody sets: seconds since the machine's boot, and which boot that was."""
-
-    boot: str
-    seconds: float
-
-    def since(self, earlier: Uptime | None) -> float | None:
-        """Seconds between the two; None if they are not of one boot."""
-        return self.seconds - earlier.seconds if earlier is not None and earlier.boot == self.boot else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from perdure.api.names import NodeId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.runtime import DeletionPolicy, DesiredState, Restore, Runtime
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     Desired,
     Gone,
@@ -21,7 +22,6 @@ from perdure.plan.world import (
     TaskState,
     Terminating,
     Unseen,
-    Uptime,
     Wanted,
     World,
 )

@@ -10,7 +10,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from perdure.plan.world import Uptime
+from perdure.plan.uptime import Uptime
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 

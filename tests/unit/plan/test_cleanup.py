@@ -32,6 +32,7 @@ from perdure.plan.steps import (
     RemoveWorkspace,
     Step,
 )
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     ArchiveFacts,
     Code,
@@ -50,7 +51,6 @@ from perdure.plan.world import (
     Source,
     TaskFacts,
     TaskState,
-    Uptime,
     Wanted,
     Workspace,
     World,
