@@ -138,6 +138,14 @@ async def test_an_empty_layer_is_an_archive_that_says_so(rig: Rig) -> None:
     await rig.archives.verify(archive)
 
 
+async def test_an_empty_layer_comes_back_empty(rig: Rig) -> None:
+    """A clean-up puts away what wrote nothing, too."""
+    source, target = rig.layer(1), rig.layer(2, {"half": "of something"})
+    archive = await rig.archives.export(request_for(source, 4), source)
+    await rig.archives.restore(archive, target)
+    assert rig.files(target) == {}
+
+
 async def test_an_export_that_is_repeated_is_the_same_archive(rig: Rig) -> None:
     source = rig.layer(1, FILES)
     archive = await rig.archives.export(request_for(source, 4), source)
