@@ -11,6 +11,7 @@ from tests.crash.stories import (
     PRESERVE,
     SPEC,
     START,
+    condition,
     create,
     delete,
     delete_with,
@@ -53,6 +54,24 @@ def start_by_hand(survivors: Survivors) -> None:
     for container in survivors.machine.containers.values():
         if container.plan.id not in survivors.machine.tasks:
             survivors.machine.begin(container)
+
+
+def break_store(survivors: Survivors) -> None:
+    survivors.store.broken = "the disk is gone"
+
+
+def mend_store(survivors: Survivors) -> None:
+    survivors.store.broken = None
+
+
+def cannot_be_archived(survivors: Survivors) -> bool:
+    """It is stopped, all of it is still there, and a condition says why."""
+    preserved_ = condition(survivors, "Preserved")
+    return (
+        in_phase("Stopped")(survivors)
+        and preserved_ == ("False", "StoreUnavailable")
+        and bool(survivors.machine.snapshots and survivors.machine.containers)
+    )
 
 
 def both(*acts: Act) -> Act:
@@ -231,6 +250,16 @@ CLEANUP_STORIES: tuple[Story, ...] = (
         (Stage(create(SHORT), running), EXPIRED, Stage(delete_with(DeletionPolicy.PURGE), purged)),
         purged=True,
         tried_from=2,
+    ),
+    Story(
+        "a store that is away for a while",
+        (
+            Stage(create(SHORT), running),
+            Stage(both(break_store, STOP), cannot_be_archived),
+            Stage(mend_store, cleaned_up()),
+            BACK,
+        ),
+        tried_from=1,
     ),
     Story("removed twice", (START, Stage(REMOVE, cleaned_up()), BACK, Stage(REMOVE, cleaned_up(2))), tried_from=1),
     Story(
