@@ -81,7 +81,11 @@ def test_a_process_that_ends_by_itself_and_may_not_be_restarted_is_stopped(stage
     assert status["lastExit"]["code"] == 0
     assert status["lastExit"]["reason"] == "Completed"
     assert runtime.condition("Ready")["reason"] == "Completed"
-    started, stopped = stage.ledger.edges(runtime.uid)
+    started, stopped = eventually(
+        lambda: stage.ledger.edges(runtime.uid),
+        "both operations are told to the ledger",
+        lambda rows: len(rows) == 2 and all(outcome is not None for *_, outcome in rows),
+    )
     # So short a life may be over before its start is seen: then the stop follows on a start that was overtaken.
     assert (started[0], started[3]) in (("start", "success"), ("start", "superseded"))
     assert stopped == ("stop", started[2], "Stopped", "success")
