@@ -35,6 +35,10 @@ def rows_become(stage: Stage, runtime: Runtime, expected: list[Edge]) -> None:
         assert may_follow(Phase(before) if before else None, Phase(after)), f"{before} -> {after} is not in the table"
 
 
+def last_row_becomes(stage: Stage, runtime: Runtime, expected: Edge) -> None:
+    eventually(lambda: stage.ledger.edges(runtime.uid)[-1:], "the ledger tells it", lambda rows: rows == [expected])
+
+
 def test_every_wish_and_every_crash_of_a_life_is_an_edge_of_the_table(
     stage: Stage, kubectl: Kubectl, kind: Kind
 ) -> None:
@@ -81,7 +85,11 @@ def test_a_process_that_ends_by_itself_and_may_not_be_restarted_is_stopped(stage
     assert status["lastExit"]["code"] == 0
     assert status["lastExit"]["reason"] == "Completed"
     assert runtime.condition("Ready")["reason"] == "Completed"
-    started, stopped = stage.ledger.edges(runtime.uid)
+    started, stopped = eventually(
+        lambda: stage.ledger.edges(runtime.uid),
+        "both operations are told to the ledger",
+        lambda rows: len(rows) == 2 and all(outcome is not None for *_, outcome in rows),
+    )
     # So short a life may be over before its start is seen: then the stop follows on a start that was overtaken.
     assert (started[0], started[3]) in (("start", "success"), ("start", "superseded"))
     assert stopped == ("stop", started[2], "Stopped", "success")
@@ -116,21 +124,21 @@ def test_a_deletion_begins_from_any_phase(stage: Stage, runtime: Runtime, phase:
         runtime.patch(desiredState=phase)
     runtime.wait_phase(phase)
     runtime.delete_and_wait()
-    assert stage.ledger.edges(runtime.uid)[-1] == ("preserve", phase, "Preserving", "success")
+    last_row_becomes(stage, runtime, ("preserve", phase, "Preserving", "success"))
     assert len(runtime.archives()) == 1
     runtime.apply(env=[], desiredState="Running").wait_ready()
-    assert stage.ledger.edges(runtime.uid)[-1] == ("restore", None, "Running", "success")
+    last_row_becomes(stage, runtime, ("restore", None, "Running", "success"))
     assert runtime.run("cat /data/kept") == "kept\n"
     runtime.patch(deletionPolicy="Purge")
     runtime.delete_and_wait()
-    assert stage.ledger.edges(runtime.uid)[-1] == ("purge", "Running", "Purging", "success")
+    last_row_becomes(stage, runtime, ("purge", "Running", "Purging", "success"))
 
 
 def test_what_never_ran_is_let_go_without_an_archive(stage: Stage, runtime: Runtime) -> None:
     runtime.apply(desiredState="Stopped")
     runtime.wait_phase("Stopped")
     runtime.delete_and_wait()
-    assert stage.ledger.edges(runtime.uid)[-1] == ("preserve", "Stopped", "Preserving", "success")
+    last_row_becomes(stage, runtime, ("preserve", "Stopped", "Preserving", "success"))
     assert runtime.archives() == []
 
 

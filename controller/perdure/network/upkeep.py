@@ -63,7 +63,8 @@ class Upkeep:
         while True:
             try:
                 network = await self.sandbox.network()
-                await self.look(network)
+                if self.attachments.uids():
+                    await self.look(network)
                 if looks % SWEEP_EVERY == 0:
                     await self.sweep(network)
                 looks += 1
