@@ -37,12 +37,6 @@ def told(log: Log, event: str) -> Mapping[str, object] | None:
     return next((line for line in log if line["event"] == event), None)
 
 
-@pytest.fixture(autouse=True)
-def _every_level_is_logged() -> None:
-    """Commands that ran before in this process let errors alone through."""
-    structlog.reset_defaults()
-
-
 async def test_months_are_made_at_once_and_a_failure_is_told_and_survived(database_url: str) -> None:
     async with Database(database_url) as database:
         with capture_logs() as log:
