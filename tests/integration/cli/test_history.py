@@ -182,6 +182,8 @@ def test_following_prints_lines_of_json_as_they_come(ledger_url: str) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Whoever runs the tests in the background of a script has SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as following:
         assert following.stdout is not None
         try:
