@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import structlog
 
 from rig.clients import Ctr, Kubectl, Services
 from rig.containerd import cgroups_named, end_cgroup, unmount_below
@@ -34,6 +35,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Fail, rather than skip, a test that cannot run here: a suite that ran nothing must not look green."""
     if item.get_closest_marker("root") and os.geteuid() != 0:
         pytest.fail("this test needs root; without root run: hack/test unit", pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_was() -> Iterator[None]:
+    """Commands and processes configure logging for good: what one test set up must not silence the next."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture(scope="session")
