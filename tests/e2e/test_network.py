@@ -203,11 +203,11 @@ def test_flushed_rules_come_back_and_nobody_is_disconnected(stage: Stage, kubect
     answers(outside, number)
     killed = web.process()
     with conversation(outside, host_port(echo, "echo")) as connection:
+        stage.operator.kill()
         stage.site.forget_port_rules(web.uid)
         stage.site.forget_port_rules(echo.uid)
         with pytest.raises(OSError, match=r"refused|timed out"):
             outside.get(number)
-        stage.operator.kill()
         stage.operator.start()
         assert "a world" in answers(outside, number)
         assert is_answered(connection, b"still here")
