@@ -17,6 +17,7 @@ from perdure.api.names import Kind
 from rig.clients import Kubectl
 from rig.progress import run
 
+ECHO = ["/bin/sh", "-c", "exec nc -ll -p 9090 -e cat"]
 HTTP = ["/bin/sh", "-c", "echo 'a world' > /data/index.html; exec httpd -f -p 8080 -h /data"]
 
 
@@ -65,6 +66,32 @@ def answers(outside: Outside, number: int) -> str:
     return eventually(look, f"somebody answers on port {number}", bool)
 
 
+def conversation(outside: Outside, number: int) -> socket.socket:
+    """A connection on which an echo has come back: it is open at both ends, and nobody gives it up for being idle."""
+
+    def begin() -> socket.socket | None:
+        try:
+            connection = outside.connect(number)
+        except OSError:
+            return None
+        try:
+            if is_answered(connection, b"hello"):
+                return connection
+        except OSError:
+            pass  # nobody listened yet behind the port
+        connection.close()
+        return None
+
+    begun = eventually(begin, f"the echo answers on port {number}", lambda found: found is not None)
+    assert begun is not None
+    return begun
+
+
+def is_answered(connection: socket.socket, message: bytes) -> bool:
+    connection.sendall(message)
+    return connection.recv(4096) == message
+
+
 def test_game_servers_are_reached_through_ports_of_the_node(stage: Stage, kubectl: Kubectl, outside: Outside) -> None:
     web = stage.runtime(kubectl, "web", Kind.GAME, command=HTTP, ports=[port("http", 8080)]).apply()
     echo = stage.runtime(
@@ -104,12 +131,12 @@ def test_the_address_and_the_port_stay_over_a_crash_and_over_restarts_of_the_age
     assert (web.status()["address"], host_port(web, "http")) == (address, number)
     assert "a world" in answers(outside, number)
 
-    with outside.connect(number) as connection:
+    echo = stage.runtime(kubectl, "echo", command=ECHO, ports=[port("echo", 9090)]).apply().wait_ready()
+    with conversation(outside, host_port(echo, "echo")) as connection:
         stage.operator.kill()
         stage.operator.start()
         web.wait_ready()
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert connection.recv(4096), "a connection that was open outlives the agent"
+        assert is_answered(connection, b"still here"), "a connection that was open outlives the agent"
     assert (web.status()["address"], host_port(web, "http")) == (address, number)
 
     web.patch(desiredState="Stopped")
@@ -171,19 +198,19 @@ def test_a_runtime_reaches_the_world_and_not_its_node_nor_the_metadata_address(
 
 def test_flushed_rules_come_back_and_nobody_is_disconnected(stage: Stage, kubectl: Kubectl, outside: Outside) -> None:
     web = stage.runtime(kubectl, "web", command=HTTP, ports=[port("http", 8080)]).apply().wait_ready()
+    echo = stage.runtime(kubectl, "echo", command=ECHO, ports=[port("echo", 9090)]).apply().wait_ready()
     number = host_port(web, "http")
     answers(outside, number)
     killed = web.process()
-    with outside.connect(number) as connection:
-        run(["iptables", "-t", "nat", "-S"], timeout=20)
+    with conversation(outside, host_port(echo, "echo")) as connection:
+        stage.operator.kill()
         stage.site.forget_port_rules(web.uid)
+        stage.site.forget_port_rules(echo.uid)
         with pytest.raises(OSError, match=r"refused|timed out"):
             outside.get(number)
-        stage.operator.kill()
         stage.operator.start()
         assert "a world" in answers(outside, number)
-        connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert connection.recv(4096)
+        assert is_answered(connection, b"still here")
     assert web.process() == killed
     web.wait_condition("NetworkReady", "True")
 
