@@ -9,9 +9,9 @@ from itertools import count
 from tests.fakes.journal import Hook
 
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.network import NetworkMode, NetworkPolicy, network_mode
+from perdure.api.network import NetworkMode, network_mode
 from perdure.plan.certainty import Absent, Certain, Present
-from perdure.plan.world import HostPort, SandboxFacts
+from perdure.plan.world import OWN_NAMESPACE, HostPort, SandboxFacts
 from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
@@ -69,7 +69,7 @@ class FakeSandbox:
         if self._state.on_serve is not None:
             self._state.on_serve(plan.ref, plan.ports)
         address = found.addresses or (self._state.free_address(),)
-        policy = plan.spec.network.policy or NetworkPolicy()
+        policy = plan.spec.network.policy or OWN_NAMESPACE
         whole = SandboxFacts(found.netns, found.mode, True, address, plan.ports, policy)
         self._state.made[plan.ref.uid] = whole
         if self._on_call is not None:

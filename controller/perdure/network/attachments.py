@@ -15,7 +15,7 @@ import structlog
 
 from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkPolicy
-from perdure.plan.world import HostPort
+from perdure.plan.world import OWN_NAMESPACE, HostPort
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     mac: str = ""
     """Of the container's interface, in lower case."""
     ports: tuple[HostPort, ...] = ()
-    policy: NetworkPolicy = NetworkPolicy()
+    policy: NetworkPolicy = OWN_NAMESPACE
 
 
 @dataclass(frozen=True, slots=True)

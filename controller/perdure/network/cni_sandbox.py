@@ -33,7 +33,7 @@ from perdure.network.cni.retries import classify
 from perdure.network.isolation import Isolation
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
-from perdure.plan.world import HostPort, SandboxFacts
+from perdure.plan.world import OWN_NAMESPACE, HostPort, SandboxFacts
 from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
@@ -131,7 +131,7 @@ class CniSandbox:
     async def attach(self, plan: SandboxPlan) -> SandboxFacts:
         uid = plan.ref.uid
         attached, damage = self._attachments.get(uid), self._attachments.damages.get(uid)
-        policy = plan.spec.network.policy or NetworkPolicy()
+        policy = plan.spec.network.policy or OWN_NAMESPACE
         if attached is None or (damage is not None and damage.interface):
             await self._add(plan, policy)
         elif damage is not None or attached.ports != plan.ports:

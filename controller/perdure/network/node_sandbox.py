@@ -54,7 +54,9 @@ class NodeSandbox:
         return tuple(sorted({uid for uids in found for uid in uids}))
 
     async def _mode(self, plan: SandboxPlan) -> NetworkMode:
-        mode = network_mode(plan.spec.network, node_has_cni=await self._cni.is_configured())
+        network = plan.spec.network
+        # The node's configuration is read only where it decides.
+        mode = network_mode(network, node_has_cni=network.mode is None and await self._cni.is_configured())
         ports = [port.name for port in plan.spec.ports if port.policy is not PortPolicy.NONE]
         if mode is NetworkMode.NONE and ports:
             raise SandboxFailed(

@@ -16,7 +16,6 @@ MAX_DELAY_SECONDS = 60.0
 @dataclass(frozen=True, slots=True)
 class _Entry:
     failure: Failure
-    attempts: int
     generation: int
 
 
@@ -30,7 +29,7 @@ class Retries:
     def failed(self, uid: Uid, generation: int, step: str, error: PortError, now: float) -> Failure:
         """Remember the failure; delays double from 0.5 s to 60 s, each shortened by up to a fifth."""
         before = self._entries.get(uid)
-        attempts = before.attempts + 1 if before is not None and before.generation == generation else 1
+        attempts = before.failure.attempts + 1 if before is not None and before.generation == generation else 1
         soon = FIRST_DELAY_SECONDS * 2 ** min(attempts - 1, 16)
         delay = MAX_DELAY_SECONDS if error.of_node else min(MAX_DELAY_SECONDS, soon)
         failure = Failure(
@@ -42,7 +41,7 @@ class Retries:
             retry_at=now + delay * self._jitter.uniform(0.8, 1.0),
             attempts=attempts,
         )
-        self._entries[uid] = _Entry(failure, attempts, generation)
+        self._entries[uid] = _Entry(failure, generation)
         return failure
 
     def failure(self, uid: Uid, generation: int) -> Failure | None:

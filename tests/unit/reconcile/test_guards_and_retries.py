@@ -85,6 +85,14 @@ def test_delays_double_to_a_minute_and_an_edit_begins_anew() -> None:
     assert retries.failed(UID, 2, "StartTask", AWAY, 100.0).retry_at <= 100.5
 
 
+def test_delays_are_capped_for_good_and_spread() -> None:
+    retries = Retries(random.Random(4))
+    for attempt in range(1, 2000):
+        full = min(60.0, 0.5 * 2 ** min(attempt - 1, 20))
+        assert 0.8 * full <= retries.failed(UID, 1, "StartTask", AWAY, 100.0).retry_at - 100.0 <= full
+    assert len({retries.failed(UID, 1, "StartTask", AWAY, 100.0).retry_at for _ in range(20)}) > 10
+
+
 def test_what_only_a_change_of_the_node_helps_is_looked_at_as_seldom_as_anything_and_counted() -> None:
     retries = Retries(random.Random(1))
     error = SandboxFailed("no plugin bridge", reason=Reason.CNI_PLUGIN_MISSING, of_node=True)

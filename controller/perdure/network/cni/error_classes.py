@@ -52,7 +52,7 @@ class ErrorClass(StrEnum):
 
 
 class Action(StrEnum):
-    """What helps. Everything but `STOP` and `IGNORE` is tried again, after `backoff` where the first repetition failed."""
+    """What helps. Everything but `STOP` and `IGNORE` is tried again, with growing delays where the first repetition failed."""
 
     DELETE_THEN_ADD = "delete-then-add"
     DELETE_AGAIN = "delete-again"

@@ -1,13 +1,13 @@
 """Which errors of plugins mean what, and what helps: one table, read from its top.
 
-`classify` and `backoff` decide nothing else; the network's provider acts on them, and shows `reason` in a condition.
+`classify` decides nothing else; the network's provider acts on it, and shows `reason` in a condition. When it is tried again
+is the loop's to say, as for every other failure (`perdure.reconcile.retries`).
 Texts are those of the reference plugins 1.1.1 (Debian 12) to 1.9.1; codes are the specification's, section 5.
 """
 
 from __future__ import annotations
 
 import re
-from random import Random
 
 from perdure.api.conditions import Reason
 from perdure.network.cni.error_classes import Action, Classified, ErrorClass, Row
@@ -21,11 +21,6 @@ from perdure.network.cni.errors import (
     PluginError,
     PluginFault,
 )
-
-FIRST_DELAY_SECONDS = 0.5
-MAX_DELAY_SECONDS = 60.0
-SPREAD = 0.2
-"""Of a delay, how much chance takes off, so that runtimes that failed together do not come back together."""
 
 
 def _texts(*patterns: str) -> re.Pattern[str]:
@@ -238,9 +233,3 @@ def classify(error: CniError) -> Classified:
             return Classified(ErrorClass.CACHE_UNUSABLE, Action.BACK_OFF, Reason.NETWORK_RETRYING)
         case _:
             return UNKNOWN
-
-
-def backoff(attempt: int, random: Random) -> float:
-    """Seconds to wait after failed attempt number `attempt` (from 1): doubled from half a second to a minute, with jitter."""
-    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(attempt - 1, 16))
-    return delay * random.uniform(1.0 - SPREAD, 1.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 
 from perdure.api.conditions import Reason
@@ -20,7 +18,7 @@ from perdure.network.cni.errors import (
     PluginError,
     PluginFault,
 )
-from perdure.network.cni.retries import TABLE, backoff, classify
+from perdure.network.cni.retries import TABLE, classify
 
 ADD, CHECK, DEL = Command.ADD, Command.CHECK, Command.DEL
 
@@ -215,11 +213,3 @@ def test_what_waits_for_a_person_does_not_say_that_it_is_being_retried() -> None
     stopped = [row for row in TABLE if row.action is Action.STOP]
     assert stopped
     assert not any(row.reason is Reason.NETWORK_RETRYING for row in stopped)
-
-
-def test_delays_double_up_to_a_minute_and_are_spread() -> None:
-    chance = random.Random(4)
-    for attempt in range(1, 2000):
-        full = min(60.0, 0.5 * 2 ** min(attempt - 1, 20))
-        assert 0.8 * full <= backoff(attempt, chance) <= full
-    assert len({backoff(3, chance) for _ in range(20)}) > 10
