@@ -41,12 +41,14 @@ WRITES = (
 
 @dataclass(slots=True)
 class Story:
-    """The steps. ``files`` is the whole file system as it must stay; ``lives`` the uids that the name has had."""
+    """The steps. ``files`` is the whole file system as it must stay; ``lives`` the uids that the name has had,
+    ``archives`` those of the RuntimeArchives that were looked at."""
 
     environment: Environment
     narrator: Narrator
     files: Tree = field(default_factory=dict)
     lives: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
 
     def tell(self) -> None:
         """All of it. Raises ClaimError, CommandError or DaemonError at the first thing that is not as told."""
@@ -59,6 +61,7 @@ class Story:
         self._write()
         self._crash()
         self._stop_and_start()
+        self._expire()
         self._delete()
         self._apply_again()
         self._purge()
@@ -129,22 +132,29 @@ class Story:
         tell.command("kubectl", "wait", "--for=condition=Ready", f"br/{NAME}", "--timeout=60s")
         self._same_files()
 
+    def _expire(self) -> None:
+        tell = self.narrator
+        tell.step("Stopped for longer than its TTL, its container is cleaned up. Its data is archived first.")
+        self._patch({"desiredState": "Stopped", "stoppedTTL": "2s"})
+        tell.command("kubectl", "wait", "--for=jsonpath={.status.phase}=Removed", f"br/{NAME}", "--timeout=60s")
+        tell.command("kubectl", "get", "br", NAME, "-o", "wide")
+        self._new_archive()
+        tell.command("kubectl", "get", "runtimearchives")
+        self._no_traces(
+            "the object is still there, and its logs; container, snapshot, network and address are gone",
+            but=("archives", "logs"),
+        )
+        tell.step("Wanted again, it is where it was.")
+        self._patch({"desiredState": "Running"})
+        tell.command("kubectl", "wait", "--for=condition=Ready", f"br/{NAME}", "--timeout=60s")
+        self._same_files()
+
     def _delete(self) -> None:
         tell = self.narrator
         tell.step("The object is deleted. Its data is archived and verified first, and only then removed.")
         tell.command("kubectl", "delete", "br", NAME)
         tell.command("kubectl", "get", "runtimearchives")
-        (archive,) = self._kubectl.get("runtimearchives")["items"]
-        stored, manifest = self._archive_files()
-        told = {json.loads(manifest.read_text())["sha256"], archive["status"]["sha256"]}
-        with stored.open("rb") as opened:
-            found = hashlib.file_digest(opened, "sha256").hexdigest()
-        tell.claim(
-            told == {found},
-            f"{stored.name} on the disk ({stored.stat().st_size >> 20} MiB) has the sha256 that its manifest and the "
-            f"RuntimeArchive name: {found[:16]}",
-            told,
-        )
+        self._new_archive()
         self._no_traces("container, snapshot, lease, network, address and logs are gone")
 
     def _apply_again(self) -> None:
@@ -172,7 +182,8 @@ class Story:
         tell = self.narrator
         tell.step("What was done is on record, although the object is gone.")
         history = tell.command("perdure", "history", f"br/{NAME}")
-        missing = [op for op in ("start", "restart", "stop", "preserve", "restore", "purge") if op not in history]
+        operations = ("start", "restart", "stop", "cleanup_container", "preserve", "restore", "purge")
+        missing = [op for op in operations if op not in history]
         tell.claim(missing == [], "every operation is in the ledger", missing)
 
     # ------------------------------------------------------------------------------------------ checks
@@ -182,7 +193,8 @@ class Story:
         same = f"every file is as it was, content and metadata: {digest(now)[:16]}"
         self.narrator.claim(digest(now) == digest(self.files), same, difference(self.files, now)[:5])
 
-    def _no_traces(self, text: str) -> None:
+    def _no_traces(self, text: str, but: tuple[str, ...] = ("archives",)) -> None:
+        """``but``: folders of the state directory in which something of it is meant to be."""
         environment = self.environment
         folders = (environment.state_directory, environment.run_directory)
 
@@ -192,14 +204,37 @@ class Story:
                 for uid in self.lives
                 for trace in traces_of(uid, self._ctr, environment.cgroup_parent, folders, environment.network)
             ]
-            return [trace for trace in found if str(environment.state_directory / "archives") not in trace]
+            kept = [str(environment.state_directory / name) for name in but]
+            return [trace for trace in found if not any(folder in trace for folder in kept)]
 
         self._wait(lambda: left() == [], text, lambda: str(left()))
         self.narrator.claim(True, text)
 
-    def _archive_files(self) -> tuple[Path, Path]:
-        (stored,) = (path for path in self._archives() if path.name.endswith(".tar.zst"))
-        return stored, stored.with_name(stored.name.replace(".tar.zst", ".json"))
+    def _new_archive(self) -> None:
+        """The one that was not there before: its RuntimeArchive, its manifest and its bytes agree."""
+
+        def listed() -> list[dict[str, Any]]:
+            objects: list[dict[str, Any]] = self._kubectl.get("runtimearchives")["items"]
+            return [one for one in objects if one["metadata"]["uid"] not in self.archives and "sha256" in one["status"]]
+
+        self._wait(lambda: len(listed()) == 1, "one new RuntimeArchive is listed")
+        (archive,) = listed()
+        self.archives.append(archive["metadata"]["uid"])
+        told = archive["status"]["sha256"]
+        (manifest,) = (
+            path
+            for path in self._archives()
+            if path.name.endswith(".json") and json.loads(path.read_text())["sha256"] == told
+        )
+        stored = manifest.with_name(manifest.name.replace(".json", ".tar.zst"))
+        with stored.open("rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+        self.narrator.claim(
+            told == found,
+            f"{stored.name} on the disk ({stored.stat().st_size >> 20} MiB) has the sha256 that its manifest and the "
+            f"RuntimeArchive name: {found[:16]}",
+            told,
+        )
 
     def _archives(self) -> list[Path]:
         return list(walk(self.environment.state_directory / "archives"))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from perdure.reconcile.workers import work_with
 
 WORKERS = 16
 ARCHIVES_SECONDS = 30.0
-"""How often the catalogue is read for archives without an object: those of orphans have no deletion that would tell."""
+"""How often the catalogue is read for archives without an object: those of orphans have no status that would tell."""
 ABANDONED_SECONDS = 120.0
 """How often the ledger is asked for ports of lives that ended without the controller: they are few, and not in a hurry."""
 RETAIN_RETRY_SECONDS = 5.0
@@ -116,11 +117,14 @@ def _wake_all(cache: RuntimeCache, queue: KeyedQueue[Uid]) -> Callable[[ResyncRe
 
 async def _publish_archives(binder: Binder) -> None:
     while True:
+        binder.archive_seen.clear()
         try:
             await binder.publish_archives()
         except PortError as error:
             log.warning("archives_not_published", error=str(error))
-        await asyncio.sleep(ARCHIVES_SECONDS * random.uniform(0.8, 1.2))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ARCHIVES_SECONDS * random.uniform(0.8, 1.2)):
+                await binder.archive_seen.wait()
 
 
 async def _free_abandoned_ports(binder: Binder) -> None:

@@ -5,6 +5,7 @@ It touches no container and no data. Called with one key at a time by its own wo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -54,6 +55,10 @@ class Binder:
         """Bindings of this process whose labels may not have come back through the watch yet: they count as load."""
         self._refused: dict[Uid, str] = {}
         """Why ports of bound runtimes cannot be had, as it was told in an Event: it is told once."""
+        self._last_archive: dict[Uid, str] = {}
+        """As the status of each runtime names it."""
+        self.archive_seen = asyncio.Event()
+        """Set when a status names an archive that it did not name before: the catalogue has one that is to be published."""
 
     async def handle(self, uid: Uid) -> None:
         """Bring one object as far as the controller can now."""
@@ -61,7 +66,12 @@ class Binder:
         if runtime is None:
             self._bound_here.pop(uid, None)
             self._refused.pop(uid, None)
+            self._last_archive.pop(uid, None)
             return
+        archive = runtime.status.last_archive
+        if archive is not None and self._last_archive.get(uid) != archive:
+            self._last_archive[uid] = archive
+            self.archive_seen.set()
         try:
             if runtime.terminating:
                 await self._let_go(runtime)
