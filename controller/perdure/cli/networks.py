@@ -10,6 +10,7 @@ from pathlib import Path
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.settings import NodeSettings
 from perdure.network.attachments import Attachments
+from perdure.network.cni.cache import Cache
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
 from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
@@ -54,7 +55,7 @@ async def open_networks(
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
-    obstacles = Obstacles(attachments, folder / "results", known, patience.leftover_seconds)
+    obstacles = Obstacles(attachments, Cache(folder), known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
     cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
     upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)

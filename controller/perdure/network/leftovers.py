@@ -1,7 +1,7 @@
-"""Files that attachments left behind: addresses of host-local and cached results. Blocking; called by `sweeps` in threads.
+"""Addresses of host-local that attachments left behind. Blocking; called by `sweeps` in threads.
 
-Sources: host-local's store (plugins/ipam/host-local/backend/disk/backend.go): one file per address, with the container
-id and the interface on two lines, changed under flock(2) on `lock`. The cache: libcni/api.go, `cniCacheV1`.
+Source: host-local's store (plugins/ipam/host-local/backend/disk/backend.go): one file per address, with the container
+id and the interface on two lines, changed under flock(2) on `lock`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-
-import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +26,6 @@ class ReservedAddress:
     @property
     def address(self) -> str:
         return self.path.name
-
-
-@dataclass(frozen=True, slots=True)
-class CachedResult:
-    path: Path
-    container: str
-    interface: str
-
-
-class _Cached(msgspec.Struct, frozen=True, rename="camel"):
-    """A part of a cached result."""
-
-    kind: str
-    container_id: str
-    network_name: str
-    if_name: str
 
 
 def reserved(store: Path) -> list[ReservedAddress]:
@@ -65,35 +47,6 @@ def release(found: ReservedAddress) -> bool:
             return False
         found.path.unlink()
         return True
-
-
-def cached(folder: Path, network: str) -> tuple[list[CachedResult], list[Path]]:
-    """Results of `network`, and files of its name that cannot be read as one. Raises `OSError`."""
-    found, unreadable = [], []
-    try:
-        paths = sorted(path for path in folder.iterdir() if path.name.startswith(f"{network}-"))
-    except FileNotFoundError:
-        return [], []
-    for path in paths:
-        try:
-            result = msgspec.json.decode(path.read_bytes(), type=_Cached)
-        except FileNotFoundError:
-            continue
-        except msgspec.DecodeError:
-            unreadable.append(path)
-            continue
-        if result.network_name == network and result.kind == "cniCacheV1":
-            found.append(CachedResult(path, result.container_id, result.if_name))
-    return found, unreadable
-
-
-def forget(found: CachedResult) -> bool:
-    """Remove a cached result; whether it was there. Raises `OSError`."""
-    try:
-        found.path.unlink()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _reserved(path: Path) -> ReservedAddress | None:

@@ -4,13 +4,13 @@ a bridge with a MAC that is none. Called by `cni_sandbox` between two tries, and
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 
 from perdure.network import bridge
 from perdure.network.attachments import Attachments
 from perdure.network.bridged import Bridged, bridged
+from perdure.network.cni.cache import Cache
 from perdure.network.cni.configuration import Network
 from perdure.network.cni.error_classes import Action
 from perdure.network.sweeps import Known, Places, Sweeper
@@ -22,18 +22,18 @@ log = structlog.get_logger(__name__)
 
 
 class Obstacles:
-    """One per agent. `known`: whoever may have something here, from the journal; `results`: the client's records;
+    """One per agent. `known`: whoever may have something here, from the journal; `cache`: the client's records;
     `patience`: seconds between the first sighting of a leftover and its removal."""
 
     def __init__(
         self,
         attachments: Attachments,
-        results: Path,
+        cache: Cache,
         known: Callable[[], frozenset[str]],
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._attachments = attachments
-        self._results = results
+        self._cache = cache
         self._known = known
         self._patience = patience
         self._sweeper: tuple[Bridged, Sweeper] | None = None
@@ -55,7 +55,7 @@ class Obstacles:
         if there is None:
             return
         if self._sweeper is None or self._sweeper[0] != there:
-            places = Places(there.network, there.bridge, there.subnets, there.addresses, self._results)
+            places = Places(there.network, there.bridge, there.subnets, there.addresses, self._cache)
             self._sweeper = (there, Sweeper(places, self._who_is_known, patience=self._patience))
         swept = await self._sweeper[1].sweep()
         if swept.failures or swept.left_alone:

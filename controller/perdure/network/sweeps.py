@@ -20,6 +20,8 @@ from pathlib import Path
 import structlog
 
 from perdure.network import bridge, iptables, leftovers
+from perdure.network.cni.cache import Cache, Damaged, Record
+from perdure.network.cni.errors import CacheUnusable
 from perdure.network.command import Launcher, run
 from perdure.network.iptables import LeftRules
 from perdure.network.rules import Subnet
@@ -64,8 +66,8 @@ class Places:
     subnets: tuple[Subnet, ...]
     addresses: Path
     """`<dataDir>/<network>` of host-local."""
-    results: Path
-    """Folder of cached results."""
+    cache: Cache
+    """What is attached, of this network and of others."""
 
 
 @dataclass(slots=True)
@@ -113,7 +115,7 @@ class Sweeper:
             for find in (self._addresses, self._results, self._rules, self._links):
                 try:
                     seen.update(await find(swept))
-                except (OSError, ValueError, SandboxFailed) as error:
+                except (OSError, ValueError, SandboxFailed, CacheUnusable) as error:
                     complete = False
                     swept.failures.append(f"{find.__name__.strip('_')}: {error}")
             now = self._clock()
@@ -132,7 +134,7 @@ class Sweeper:
             return
         try:
             gone = await removal()
-        except (OSError, SandboxFailed) as error:
+        except (OSError, SandboxFailed, CacheUnusable) as error:
             swept.failures.append(f"{leftover.kind} {leftover.what} of {leftover.owner}: {error}")
             return
         del self._sighted[leftover]
@@ -158,16 +160,24 @@ class Sweeper:
         }
 
     async def _results(self, swept: Swept) -> dict[Leftover, _Removal]:
-        found, unreadable = await asyncio.to_thread(leftovers.cached, self._places.results, self._places.network)
-        swept.left_alone += [Leftover(LeftoverKind.RESULT, path.name, "") for path in unreadable]
+        found, network = await asyncio.to_thread(self._places.cache.records), self._places.network
+        damaged = [one.file.name for one in found if isinstance(one, Damaged)]
+        swept.left_alone += [
+            Leftover(LeftoverKind.RESULT, name, "") for name in damaged if name.startswith(f"{network}-")
+        ]
         known = self._known().containers
         return {
-            Leftover(LeftoverKind.RESULT, one.path.name, one.container): partial(
-                asyncio.to_thread, leftovers.forget, one
+            Leftover(LeftoverKind.RESULT, f"{network}-{one.container_id}-{one.ifname}", one.container_id): partial(
+                self._forget, one
             )
             for one in found
-            if one.container not in known
+            if isinstance(one, Record) and one.network_name == network and one.container_id not in known
         }
+
+    async def _forget(self, left: Record) -> bool:
+        remove = self._places.cache.remove
+        await asyncio.to_thread(remove, left.network_name, left.container_id, left.ifname)
+        return True
 
     async def _rules(self, swept: Swept) -> dict[Leftover, _Removal]:
         seen: dict[Leftover, _Removal] = {}

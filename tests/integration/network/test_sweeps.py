@@ -15,6 +15,7 @@ import pytest
 from tests.integration.network.node import Node
 
 from perdure.network import bridge, leftovers
+from perdure.network.cni.cache import Cache, Record
 from perdure.network.sweeps import Known, LeftoverKind, Places, Sweeper, Swept
 
 pytestmark = pytest.mark.root
@@ -38,7 +39,7 @@ class Site:
     @property
     def places(self) -> Places:
         subnets = (ip_network("10.77.0.0/24"), ip_network("fd77::/64"))
-        return Places("agents", BRIDGE, subnets, self.folder / "data" / "agents", self.folder / "results")
+        return Places("agents", BRIDGE, subnets, self.folder / "data" / "agents", Cache(self.folder))
 
     def sweeper(self) -> Sweeper:
         return Sweeper(self.places, self.known, patience=PATIENCE, launcher=self.node.launcher, clock=lambda: self.now)
@@ -74,9 +75,11 @@ class Site:
         self.containers.add(container)
         self.addresses |= {found["address"].split("/")[0] for found in result["ips"]}
         self.ports.add(result["interfaces"][1]["name"])
-        cached = {"kind": "cniCacheV1", "containerId": container, "networkName": network, "ifName": "eth0"}
-        self.places.results.mkdir(exist_ok=True)
-        (self.places.results / f"{network}-{container}-eth0").write_text(json.dumps({**cached, "result": result}))
+        configured = json.dumps({"cniVersion": "1.0.0", "name": network, "plugins": []}).encode()
+        answered = json.dumps(result).encode()
+        self.places.cache.write(
+            Record(network, container, "eth0", f"/run/netns/{space}", configured, (), {}, answered, complete=True)
+        )
 
     def _plugins(self, host_port: int) -> list[dict[str, object]]:
         ranges = [[{"subnet": "10.77.0.0/24"}], [{"subnet": "fd77::/64"}]]
@@ -223,7 +226,7 @@ async def test_a_working_plugin_holds_sweeps_off_one_address_and_nothing_else(si
 async def test_errors_of_one_kind_do_not_stop_the_others(site: Site) -> None:
     site.attach("lost", 7001)
     site.lose("lost")
-    broken = site.places.results
+    broken = site.folder / "results"
     for path in broken.iterdir():
         path.unlink()
     broken.rmdir()
@@ -240,8 +243,8 @@ async def test_unreadable_results_and_living_links_are_reported(site: Site) -> N
     site.attach("alive", 7001)
     (port,) = site.ports
     site.ports.clear()
-    (site.places.results / "agents-x-eth0").write_text("half a fi")
-    (site.places.results / "agents2-x-eth0").write_text("half a fi")
+    (site.folder / "results" / "agents-x-eth0").write_text("half a fi")
+    (site.folder / "results" / "agents2-x-eth0").write_text("half a fi")
     swept = await site.sweep_twice(site.sweeper())
     assert {(one.kind, one.what) for one in swept.left_alone} == {
         (LeftoverKind.RESULT, "agents-x-eth0"),
