@@ -27,7 +27,7 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Present
 from perdure.plan.world import LedgerFacts, Op
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
 from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow
 
@@ -153,9 +153,11 @@ async def test_a_finish_that_is_repeated_with_the_release_releases(rig: Rig) -> 
 
 async def test_a_lease_excludes_other_nodes_until_it_is_given_back(rig: Rig) -> None:
     lease = await rig.agent(NODE_A).acquire("key", TTL)
-    with pytest.raises(PortError, match="holds it") as caught:
+    with pytest.raises(LeaseBusy, match="holds it") as caught:
         await rig.agent(NODE_B).acquire("key", TTL)
     assert caught.value.reason is Reason.IN_PROGRESS
+    assert NODE_A in caught.value.holder
+    assert TTL - 10 < caught.value.expires_in <= TTL
     await rig.agent(NODE_A).release(lease)
     assert (await rig.agent(NODE_B).acquire("key", TTL)).fence > lease.fence
 
@@ -190,6 +192,21 @@ async def test_a_lease_that_ran_out_is_renewed_while_nobody_took_it(rig: Rig) ->
         await rig.agent().begin(started(ref()), NAME_A, lease)
     lease = await rig.agent().renew(lease, TTL)
     await rig.agent().begin(started(ref()), NAME_A, lease)
+
+
+async def test_many_leases_are_renewed_together_and_only_those_that_are_still_ours(rig: Rig) -> None:
+    ledger = rig.agent()
+    leases = [await ledger.acquire(f"key-{n}", TTL) for n in range(4)]
+    await rig.let_leases_run_out()
+    await ledger.release(leases[1])
+    await rig.agent(NODE_B).acquire("key-2", TTL)
+    renewed = await ledger.renew_all(leases, TTL)
+    assert [(lease.key, lease.fence) for lease in renewed] == [(leases[n].key, leases[n].fence) for n in (0, 3)]
+    await ledger.begin(started(ref()), NAME_A, renewed[1])
+    for lost in (leases[1], leases[2]):
+        with pytest.raises(StaleFence):
+            await ledger.begin(started(ref()), NAME_A, lost)
+    assert await ledger.renew_all([], TTL) == ()
 
 
 async def test_a_lease_that_was_given_back_is_not_renewed(rig: Rig) -> None:

@@ -32,7 +32,7 @@ from perdure.plan.allotment import (
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, BoundRow, Lease, LedgerIdentity
 
@@ -244,6 +244,7 @@ class FakeAgentLedger(_Fake):
                     and other.ref.uid != ref.uid
                     and other.snapshot_key is not None
                     and not other.released
+                    and self.tables.put_away(other.ref) is None
                 ),
                 put_away=self.tables.put_away(ref),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
@@ -307,7 +308,7 @@ class FakeAgentLedger(_Fake):
         held = self.tables.leases.get(key)
         now = self.tables.now()
         if held is not None and held.token and held.holder != self._node and held.expires_at > now:
-            raise PortError(f"taking the lease {key}: {held.holder} holds it", reason=Reason.IN_PROGRESS)
+            raise LeaseBusy(key, held.holder, held.expires_at - now)
         self.tables.fence += 1
         token = f"token-{self.tables.fence}"
         self.tables.leases[key] = LeaseEntry(self._node, token, self.tables.fence, now + ttl)
@@ -322,6 +323,17 @@ class FakeAgentLedger(_Fake):
         held.expires_at = self.tables.now() + ttl
         self._after("renew")
         return replace(lease, expires_at=self._monotonic() + ttl)
+
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        self._before("renew_all")
+        ours = []
+        for lease in leases:
+            held = self._own(lease)
+            if held is not None:
+                held.expires_at = self.tables.now() + ttl
+                ours.append(replace(lease, expires_at=self._monotonic() + ttl))
+        self._after("renew_all")
+        return tuple(ours)
 
     async def release(self, lease: Lease) -> None:
         self._before("release")

@@ -135,6 +135,11 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
               WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
                 AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
                 AND other.snapshot_key IS NOT NULL AND other.released_at IS NULL
+                AND NOT EXISTS (SELECT FROM archives AS held
+                                 WHERE held.installation = other.installation AND held.uid = other.uid
+                                   AND held.namespace_uid = other.namespace_uid AND held.kind = other.kind
+                                   AND held.name = other.name AND held.state = 'verified'
+                                   AND held.put_away_at IS NOT NULL AND held.snapshot_key = other.snapshot_key)
               ORDER BY other.created_at, other.uid) AS unarchived,
        ARRAY(SELECT old.sequence FROM archives AS old
               WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s

@@ -201,6 +201,8 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     REPLAY_NO_OP = "replay_no_op"
     INVALID_REQUEST = "invalid_request"
+    SKIPPED_BUSY = "skipped_busy"
+    """Somebody else was at work on it: it is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +324,9 @@ class Terminating:
 @dataclass(frozen=True, slots=True)
 class Gone:
     """The API server said 404, or showed another uid under the name, when asked for exactly this object."""
+
+    confirmed: bool = False
+    """It was said twice, with the grace period in between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,10 +67,13 @@ class AgentLedger(Protocol):
 
     async def acquire(self, key: str, ttl: float) -> Lease:
         """Take a lease, or take it over from an earlier process of the same node, with a higher fence.
-        Raises `PortError(InProgress)` while somebody else holds it."""
+        Raises `LeaseBusy` while somebody else holds it."""
 
     async def renew(self, lease: Lease, ttl: float) -> Lease:
         """Raises `StaleFence` when it is no longer ours."""
+
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        """All of them in one statement; returns those that are still ours."""
 
     async def release(self, lease: Lease) -> None: ...
 
