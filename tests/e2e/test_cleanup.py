@@ -117,6 +117,27 @@ def test_when_its_time_is_over_it_is_archived_removed_and_comes_back_whole(
     assert stage.ledger.edges(runtime.uid)[-1] == ("restore", "Removed", "Running", "success")
 
 
+def test_what_one_edit_or_request_brings_about_is_found_together(
+    stage: Stage, kubectl: Kubectl, perdure: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    runtime = stage.runtime(kubectl, "kim").apply().wait_ready()
+    runtime.patch(desiredState="Removed")
+    runtime.wait_phase("Removed")
+    eventually(lambda: cleanups(stage, runtime), "the ledger tells it", lambda seen: len(seen) == 1)
+    rows = {row["op"]: row["correlation"] for row in stage.ledger.operations(runtime.uid)}
+    assert rows["stop"] == rows["cleanup_container"] != rows["start"]
+    asked = perdure(*("history", "-A", "--correlation", rows["stop"], "-o", "json", "--database-url", stage.ledger.url))
+    assert asked.returncode == 0, asked.stderr
+    assert {row["op"] for row in json.loads(asked.stdout)} == {"stop", "cleanup_container"}
+    answer = perdure(
+        "cleanup", f"{runtime.kind.short}/{runtime.name}", "-n", runtime.kubectl.namespace or "", "-o", "json"
+    )
+    assert answer.returncode == 0, answer.stderr
+    (id_,) = (json.loads(answer.stdout)["id"],)
+    eventually(lambda: cleanups(stage, runtime), "the answer is told, too", lambda seen: len(seen) == 2)
+    assert stage.ledger.operations(runtime.uid)[-1]["correlation"] == id_
+
+
 def test_never_is_never_and_a_change_counts_at_once(stage: Stage, kubectl: Kubectl) -> None:
     runtime = stage.runtime(kubectl, "ivy")
     runtime.apply(stoppedTTL="Never").wait_ready()

@@ -113,6 +113,5 @@ def test_what_is_not_ours_is_reported_and_left_alone(stage: Stage, kubectl: Kube
     assert "snapshot intruder" in said["message"]
     assert "intruder" in stage.site.ctr.names("containers", "ls")
     assert runtime.container_id not in said["message"]
-    stage.site.ctr("containers", "rm", "intruder")
-    stage.site.ctr("snapshots", "--snapshotter", "overlayfs", "rm", "intruder")
+    stage.site.ctr("containers", "rm", "intruder")  # its snapshot goes with it
     eventually(lambda: node_condition(stage, "NoStrangers"), "it is over", lambda it: it.get("status") == "True")

@@ -44,6 +44,7 @@ from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
+from perdure.reconcile.reindex import Reindexer
 from perdure.reconcile.retries import Retries
 from perdure.reconcile.workers import work_with
 
@@ -162,6 +163,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
+    process.spawn("requests", Reindexer(hands, place, guards).run())
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))

@@ -19,10 +19,11 @@ from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
+from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
-from perdure.reconcile.ports.ledger import Binding, Lease, LedgerIdentity
+from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
 
 _TOKEN_BYTES = 16
 
@@ -199,6 +200,37 @@ class PostgresAgentLedger:
         row = await self._fenced(doing, catalogue.PUT_AWAY, parameters, lease)
         if not row["done"]:
             raise LedgerUnavailable(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}, not as verified")
+
+    async def catalogued(self, found: ArchiveFacts) -> Catalogued:
+        parameters = {
+            "installation": self._installation,
+            "sequence": found.sequence,
+            "uid": found.uid,
+            "snapshot_key": found.snapshot_key,
+            "sha256": found.sha256,
+        }
+        doing = f"looking archive {found.sequence} up in the catalogue"
+        row = await self._database.row(doing, catalogue.CATALOGUED, parameters)
+        return Catalogued(row["it"]) if row is not None else Catalogued.NOTHING
+
+    async def enter_archive(
+        self, found: ArchiveFacts, ref: RuntimeRef, request: str, node: NodeName, lease: Lease, *, all_there_is: bool
+    ) -> Catalogued:
+        doing = f"entering archive {found.sequence} of {ref} again"
+        known = await self.catalogued(found)
+        if known not in (Catalogued.NOTHING, Catalogued.UNFINISHED):
+            return known
+        await self._database.row(doing, catalogue.USE_UP, {"sequence": found.sequence})
+        parameters = {
+            **catalogue.entry_parameters(self._installation, found, ref),
+            "operation": entry_operation_id(ref.uid, found.sequence, found.sha256),
+            "request": request,
+            "node_name": node,
+            "all_there_is": all_there_is,
+            "message": f"archive {found.sequence} was entered into the catalogue again, as its manifest says",
+        }
+        row = await self._fenced(doing, catalogue.ENTER, parameters, lease)
+        return Catalogued.SAME if row["done"] else await self.catalogued(found)
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         return await self._archives_of(identity, "archives", catalogue.OF_IDENTITY, {"node_id": node})

@@ -218,6 +218,8 @@ class OpenOperation:
     """Its intent row is where it has to be. False: journalled, and not known to be in the ledger yet."""
     request: RequestId | None = None
     """The request by annotation that its end answers."""
+    correlation: str = ""
+    """Of what else the same cause brings about."""
 
 
 @dataclass(frozen=True, slots=True)

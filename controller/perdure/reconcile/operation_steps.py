@@ -14,7 +14,7 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.phases import Phase
-from perdure.plan.operations import DURABLE, answered, operation_id, request_operation_id
+from perdure.plan.operations import DURABLE, answered, correlation, operation_id, request_operation_id
 from perdure.plan.steps import Answer, Begin, Dispose, Finish
 from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
@@ -41,7 +41,14 @@ class OperationSteps:
             since = record.numbered_from if record.operations else self._now()
             id_ = operation_id(ref.uid, since, n)
             operation = OpenOperation(
-                id_, step.op, step.source, self._now(), step.before, committed=not step.durable, request=step.request
+                id_,
+                step.op,
+                step.source,
+                self._now(),
+                step.before,
+                committed=not step.durable,
+                request=step.request,
+                correlation=correlation(world, step.source, step.request),
             )
             record = replace(record, operations=n, numbered_from=since, operation=operation)
         row = _intent(record, operation, _image_of(record, world))
@@ -136,7 +143,10 @@ class OperationSteps:
         since = record.numbered_from if record.operations else at
         id_ = operation_id(ref.uid, since, record.operations + 1)
         before = record.phase
-        started = OperationStarted(id_, ref, Op.DISPOSE, Source.AUTO_RECONCILE, at, before, _image_of(record, world))
+        source, image = Source.AUTO_RECONCILE, _image_of(record, world)
+        started = OperationStarted(
+            id_, ref, Op.DISPOSE, source, at, before, image, correlation(world, source, request=None)
+        )
         finished = OperationFinished(id_, ref, at, Outcome.SUCCESS, before or Phase.REMOVED, message=step.message)
         await self._hands.journal.commit(forget=ref.uid, rows=(started, finished))
         self._hands.outbox.poke()
@@ -148,7 +158,7 @@ class OperationSteps:
         record = self._hands.record(ref, world.record)
         id_ = request_operation_id(ref.uid, answer.id)
         image = _image_of(record, world)
-        started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image)
+        started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image, answer.id)
         workspace = record.workspace
         finished = OperationFinished(
             id=id_,
@@ -181,7 +191,14 @@ def _was_busy(world: World) -> bool:
 
 def _intent(record: Record, operation: OpenOperation, image: str) -> OperationStarted:
     return OperationStarted(
-        operation.id, record.ref, operation.op, operation.source, operation.started_at, operation.before, image
+        operation.id,
+        record.ref,
+        operation.op,
+        operation.source,
+        operation.started_at,
+        operation.before,
+        image,
+        operation.correlation,
     )
 
 
