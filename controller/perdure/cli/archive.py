@@ -1,4 +1,5 @@
-"""`perdure archive`: the archives of a cluster. `reindex` asks nodes to enter what their stores hold into the ledger.
+"""`perdure archive`: the archives of a cluster. `ls` reads the catalogue; `reindex` asks nodes to enter what their stores
+hold into it.
 
 The request is an annotation of the RuntimeNode, written with the rights of whoever calls; the node's agent answers in
 `status.lastRequest`.
@@ -9,32 +10,90 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from perdure.api import names
+from perdure.api.names import Kind
 from perdure.cli import options
 from perdure.cli.blocking import block_on
+from perdure.cli.database import ask_ledger, find_ledger
 from perdure.cli.errors import CommandFailed
-from perdure.cli.output import Cell, print_json, print_table
+from perdure.cli.output import Cell, print_json, print_table, size
+from perdure.cli.target import parse_target
 
 if TYPE_CHECKING:
     from perdure.api.node import RuntimeNode
     from perdure.api.request import RequestId
     from perdure.api.runtime import RequestStatus
     from perdure.kube.client import ApiClient
+    from perdure.ledger.listing import ListedArchive
 
 LOOK_SECONDS = 1.0
 UNDER_WAY = "under_way"
 _ID_BYTES = 8
+_STATE_STYLES = {"verified": "green", "quarantined": "red", "purging": "yellow", "purged": "dim"}
 
 
 @click.group(short_help="Look after archives.")
 def archive() -> None:
     """Look after the archives of runtimes' data."""
+
+
+@archive.command(name="ls", short_help="List archives.")
+@click.argument("target", metavar="[KIND/NAME]", required=False, callback=parse_target)
+@options.option("-n", "--namespace", default="default", help="Of the runtimes.")
+@options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@options.option("--limit", type=click.IntRange(1, 100_000), default=100, help="Most archives to show.")
+@options.database
+@options.state_dir
+@options.output
+def list_archives(
+    target: tuple[Kind, str] | None, namespace: str, all_namespaces: bool, limit: int, output: str, **given: Any
+) -> None:
+    """List archives as the ledger's catalogue has them, newest first: also what is in quarantine or purged, and what no
+    RuntimeArchive stands for any more.
+
+    \b
+    Examples:
+      perdure archive ls br/ada
+      perdure archive ls -A -o json | jq '.[] | select(.state == "quarantined")'
+    """
+    from perdure.ledger.listing import read_archives
+
+    url = find_ledger(given)
+    found = ask_ledger(read_archives(url, target, None if all_namespaces else namespace, limit))
+    if output == "json":
+        import msgspec
+
+        print_json(msgspec.to_builtins(found))
+    elif found:
+        _print_archives(found, wide=output == "wide")
+    else:
+        click.echo("The catalogue has no such archive.", err=True)
+
+
+def _print_archives(found: Sequence[ListedArchive], *, wide: bool) -> None:
+    columns = ["SEQUENCE", "NAMESPACE", "RUNTIME", "UID", "STATE", "SIZE", "NODE", "VERIFIED"]
+    rows = []
+    for it in found:
+        row = [
+            Cell(str(it.sequence)),
+            Cell(it.namespace),
+            Cell(f"{it.kind.short}/{it.name}"),
+            Cell(it.uid, "cyan"),
+            Cell(it.state, _STATE_STYLES.get(it.state, "")),
+            Cell("empty" if it.empty else size(it.bytes)),
+            Cell(it.node or "any"),
+            Cell(f"{it.verified_at:%Y-%m-%d %H:%M:%SZ}" if it.verified_at is not None else "-"),
+        ]
+        if wide:
+            row += [Cell(it.store or "-"), Cell(it.image), Cell(it.sha256 or "-"), Cell(it.why or "-")]
+        rows.append(row)
+    print_table(columns + (["STORE", "IMAGE", "SHA256", "WHY"] if wide else []), rows)
 
 
 @archive.command(short_help="Enter what the stores hold into the ledger again.")

@@ -12,13 +12,11 @@ from perdure.cli import options
 from perdure.cli.blocking import block_on
 from perdure.cli.database import ask_ledger, find_ledger
 from perdure.cli.operations_view import duration
-from perdure.cli.output import Cell, print_json, print_table
+from perdure.cli.output import Cell, print_json, print_table, size
 
 if TYPE_CHECKING:
     from perdure.cli.prospects import Prospects
     from perdure.ledger.overview import Overview
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @click.command(short_help="Show everything at a glance.")
@@ -117,11 +115,3 @@ def _under_way(overview: Overview) -> None:
         since = duration(overview.at - oldest.started_at)
         runtime = f"{oldest.kind.short}/{oldest.name} -n {oldest.namespace}"
         click.echo(f"; for longest: {oldest.op or '?'} of {runtime} on {oldest.node_name or '-'}, since {since}")
-
-
-def size(count: int) -> str:
-    """As a person says it: `512 B`, `1.5 GiB`."""
-    amount, unit = float(count), 0
-    while amount >= 1023.95 and unit < len(_UNITS) - 1:
-        amount, unit = amount / 1024, unit + 1
-    return f"{amount:.0f} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"

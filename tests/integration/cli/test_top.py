@@ -13,7 +13,7 @@ from perdure.api.names import InstallationId, Kind
 from perdure.api.phases import Phase
 from perdure.cli.blocking import block_on
 from perdure.cli.main import main
-from perdure.cli.top import size
+from perdure.cli.output import size
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
