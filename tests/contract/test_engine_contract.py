@@ -494,6 +494,18 @@ async def test_the_inventory_is_everything_of_this_installation_and_nothing_else
     assert [fact.n for fact in by_ref[idle].snapshots] == [1, 2]
 
 
+async def test_strangers_are_what_carries_no_label_of_this_installation(rig: EngineRig) -> None:
+    ours, foreign = new_ref("ours"), new_ref("foreign")
+    await rig.running(ours)
+    other = rig.engine_for(OTHER_INSTALLATION)
+    assert await rig.engine.strangers() == Present(())
+    key = foreign.snapshot_key(1)
+    await other.prepare_workspace(foreign, workspace(foreign, await rig.image()))
+    await other.create_container(await rig.plan(foreign, key))
+    assert await rig.engine.strangers() == Present((f"container {foreign.container_id}", f"snapshot {key}"))
+    assert await other.strangers() == Present((f"container {ours.container_id}", f"snapshot {ours.snapshot_key(1)}"))
+
+
 async def test_another_installations_things_are_neither_seen_nor_touched(rig: EngineRig) -> None:
     ref, image = new_ref(), await rig.image()
     key = await rig.running(ref)

@@ -27,9 +27,9 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Present
 from perdure.plan.world import LedgerFacts, Op
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
-from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow
+from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow, Catalogued
 
 __all__ = ["rig"]
 
@@ -153,9 +153,11 @@ async def test_a_finish_that_is_repeated_with_the_release_releases(rig: Rig) -> 
 
 async def test_a_lease_excludes_other_nodes_until_it_is_given_back(rig: Rig) -> None:
     lease = await rig.agent(NODE_A).acquire("key", TTL)
-    with pytest.raises(PortError, match="holds it") as caught:
+    with pytest.raises(LeaseBusy, match="holds it") as caught:
         await rig.agent(NODE_B).acquire("key", TTL)
     assert caught.value.reason is Reason.IN_PROGRESS
+    assert NODE_A in caught.value.holder
+    assert TTL - 10 < caught.value.expires_in <= TTL
     await rig.agent(NODE_A).release(lease)
     assert (await rig.agent(NODE_B).acquire("key", TTL)).fence > lease.fence
 
@@ -190,6 +192,21 @@ async def test_a_lease_that_ran_out_is_renewed_while_nobody_took_it(rig: Rig) ->
         await rig.agent().begin(started(ref()), NAME_A, lease)
     lease = await rig.agent().renew(lease, TTL)
     await rig.agent().begin(started(ref()), NAME_A, lease)
+
+
+async def test_many_leases_are_renewed_together_and_only_those_that_are_still_ours(rig: Rig) -> None:
+    ledger = rig.agent()
+    leases = [await ledger.acquire(f"key-{n}", TTL) for n in range(4)]
+    await rig.let_leases_run_out()
+    await ledger.release(leases[1])
+    await rig.agent(NODE_B).acquire("key-2", TTL)
+    renewed = await ledger.renew_all(leases, TTL)
+    assert [(lease.key, lease.fence) for lease in renewed] == [(leases[n].key, leases[n].fence) for n in (0, 3)]
+    await ledger.begin(started(ref()), NAME_A, renewed[1])
+    for lost in (leases[1], leases[2]):
+        with pytest.raises(StaleFence):
+            await ledger.begin(started(ref()), NAME_A, lost)
+    assert await ledger.renew_all([], TTL) == ()
 
 
 async def test_a_lease_that_was_given_back_is_not_renewed(rig: Rig) -> None:
@@ -387,6 +404,80 @@ async def test_only_a_verified_archive_can_have_data_put_away(rig: Rig) -> None:
     for sequence in (writing, bad.sequence, 4711):
         with pytest.raises(LedgerUnavailable):
             await ledger.put_away(sequence, lease)
+
+
+async def test_an_archive_that_the_catalogue_lost_is_entered_again_and_its_sequence_is_used_up(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    lost = archive(ref("gone"), 40)
+    assert await ledger.catalogued(lost) is Catalogued.NOTHING
+    for _ in range(2):
+        done = await ledger.enter_archive(lost, ref("gone"), "request", NAME_A, lease, all_there_is=False)
+        assert done is Catalogued.SAME
+    assert await ledger.catalogued(lost) is Catalogued.SAME
+    entered = replace(lost, object_name="br-bot-40")
+    assert (await known(ledger, ref("new"))).latest == entered
+    assert list(await rig.controller().unpublished(10)) == [entered]
+    assert (await archived(ledger, ref(), lease, "later")).sequence > 40
+
+
+async def test_what_the_catalogue_knows_is_never_changed_by_what_lies_in_a_store(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    verified, bad, purged = [await archived(ledger, ref(), lease, operation) for operation in "123"]
+    await ledger.quarantine(bad.sequence, "the hash is wrong")
+    await ledger.mark_purging(purged.sequence, lease)
+    expected = {
+        verified: Catalogued.SAME,
+        replace(verified, sha256="0" * 64): Catalogued.OTHER,
+        replace(verified, uid=ref("uid-2").uid): Catalogued.OTHER,
+        bad: Catalogued.QUARANTINED,
+        purged: Catalogued.PURGED,
+        archive(ref(), 10**12): Catalogued.TOO_FAR,
+    }
+    before = await known(ledger, ref())
+    for found, state in expected.items():
+        assert await ledger.catalogued(found) is state
+        assert await ledger.enter_archive(found, ref(), "request", NAME_A, lease, all_there_is=True) is state
+    await ledger.mark_purged(purged.sequence)
+    assert await ledger.catalogued(purged) is Catalogued.PURGED
+    assert await known(ledger, ref()) == replace(before, purgeable=(verified.sequence, bad.sequence))
+
+
+async def test_an_archive_that_was_being_written_when_the_backup_was_made_is_finished(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    sequence = await ledger.begin_archive(OperationId("1"), ref(), workspace(ref()), NODE_A, lease)
+    found = archive(ref(), sequence)
+    assert await ledger.catalogued(found) is Catalogued.UNFINISHED
+    assert await ledger.enter_archive(found, ref(), "request", NAME_A, lease, all_there_is=False) is Catalogued.SAME
+    facts = await known(ledger, ref())
+    assert facts.latest is not None
+    assert (facts.latest.sequence, facts.latest.sha256) == (sequence, found.sha256)
+
+
+async def test_nobody_waits_for_a_life_of_which_nothing_but_an_archive_is_left(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await ledger.apply([finished(ref("old"), snapshot_key=ref("old").snapshot_key(1))], NAME_A)
+    assert (await known(ledger, ref("new"))).unarchived == ("old",)
+    older, newer = archive(ref("old"), 7), replace(archive(ref("old"), 9), snapshot_key=ref("old").snapshot_key(3))
+    await ledger.enter_archive(older, ref("old"), "request", NAME_A, lease, all_there_is=False)
+    assert (await known(ledger, ref("new"))).unarchived == ("old",), "more of it may be on a node"
+    await ledger.enter_archive(newer, ref("old"), "request", NAME_A, lease, all_there_is=True)
+    facts = await known(ledger, ref("new"))
+    assert facts.unarchived == ()
+    assert facts.latest is not None
+    assert facts.latest.sequence == 9
+
+
+async def test_an_archive_is_entered_only_under_a_lease(rig: Rig) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    await ledger.acquire("key", TTL)
+    with pytest.raises(StaleFence):
+        await ledger.enter_archive(archive(ref(), 7), ref(), "request", NAME_A, lease, all_there_is=True)
+    assert await ledger.catalogued(archive(ref(), 7)) is Catalogued.NOTHING
 
 
 async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig: Rig) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
-from tests.crash.plant import Survivors
+from tests.crash.plant import GRACE_SECONDS, Survivors
 from tests.crash.stories import (
     KEY,
     PRESERVE,
@@ -26,8 +26,10 @@ from tests.crash.stories import (
     running_after,
     the,
 )
+from tests.fakes.ledger import LeaseEntry
 
 from perdure.api import names
+from perdure.api.names import NodeId
 from perdure.api.request import RequestId, Verb, write_request
 from perdure.api.runtime import DeletionPolicy, DesiredState, RestartPolicy, Restore, RestorePolicy
 from perdure.plan.world import Op
@@ -36,6 +38,9 @@ SHORT = msgspec.structs.replace(SPEC, stopped_ttl="5s")
 ONCE = msgspec.structs.replace(SHORT, restart_policy=RestartPolicy.NEVER)
 LONG = msgspec.structs.replace(SPEC, stopped_ttl="Never")
 NOTHING_OLD = msgspec.structs.replace(SHORT, restore=Restore(policy=RestorePolicy.NONE))
+
+MOST_KILLS = 2
+"""In one case."""
 
 STOP = edit(desired_state=DesiredState.STOPPED)
 RUN = edit(desired_state=DesiredState.RUNNING)
@@ -117,6 +122,54 @@ def answered(id_: str, outcome: str, code: str, goal: Goal) -> Goal:
             and told >= 1
             and goal(survivors)
         )
+
+    return reached
+
+
+def vanish(survivors: Survivors) -> None:
+    """The object is gone from one moment to the next, and nobody was seen deleting it: etcd was put back."""
+    if KEY in survivors.cluster.runtimes:
+        survivors.cluster.remove(survivors.cluster.runtimes[KEY])
+
+
+def disposed(survivors: Survivors) -> bool:
+    """Nothing is remembered of it here; the ledger tells why, and its data is still in its archive."""
+    told = [row for row in survivors.tables.operations.values() if row.op is Op.DISPOSE]
+    alive = [entry for entry in survivors.tables.archives.values() if entry.state == "verified"]
+    return (
+        not survivors.disk.records
+        and [(row.source, row.outcome) for row in told] == [("auto_reconcile", "success")]
+        and not any(entry.released for entry in survivors.tables.runtimes.values())
+        and len(alive) == 1
+    )
+
+
+def runs_on_as_an_orphan(survivors: Survivors) -> bool:
+    machine = survivors.machine
+    patience = survivors.clock() > 3 * GRACE_SECONDS
+    return patience and len(machine.tasks) == len(machine.snapshots) == len(survivors.disk.records) == 1
+
+
+def somebody_else_is_at_work(survivors: Survivors) -> None:
+    """Another node holds the lease of this runtime, and dies with it."""
+    runtime, tables = survivors.cluster.runtimes[KEY], survivors.tables
+    tables.fence += 1
+    tables.leases[runtime.uid] = LeaseEntry(NodeId("node-2"), "theirs", tables.fence, survivors.clock() + 60.0)
+
+
+def theirs_runs_out(survivors: Survivors) -> None:
+    for lease in survivors.tables.leases.values():
+        lease.expires_at = min(lease.expires_at, survivors.clock())
+
+
+def skipped_then(goal: Goal) -> Goal:
+    """A sweep that found somebody else at work says so once, as no failure, and comes again."""
+
+    def reached(survivors: Survivors) -> bool:
+        rows = survivors.tables.operations.values()
+        told = [row.outcome for row in rows if (row.op, row.error_code) == (Op.CLEANUP, "skipped_busy")]
+        failed = [row for row in rows if (row.op, row.outcome) == (Op.CLEANUP, "failure")]
+        return 1 <= len(told) <= MOST_KILLS + 1 and set(told) == {"superseded"} and not failed and goal(survivors)
 
     return reached
 
@@ -260,6 +313,32 @@ CLEANUP_STORIES: tuple[Story, ...] = (
             BACK,
         ),
         tried_from=1,
+    ),
+    Story(
+        "cleaned up, vanished, disposed of, and created anew",
+        (Stage(create(SHORT), running), EXPIRED, Stage(vanish, disposed), Stage(create(SHORT), running_after(2))),
+        tried_from=2,
+    ),
+    Story("vanished while it runs", (START, Stage(vanish, runs_on_as_an_orphan))),
+    Story(
+        "somebody else is at work when its time is over",
+        (Stage(create(SHORT), running), Stage(both(somebody_else_is_at_work, STOP), skipped_then(cleaned_up())), BACK),
+        tried_from=1,
+    ),
+    Story(
+        "asked for while somebody else is at work",
+        (
+            Stage(create(LONG), running),
+            Stage(STOP, in_phase("Stopped")),
+            Stage(
+                both(somebody_else_is_at_work, request_cleanup("1")),
+                answered("1", "failure", "conflict", in_phase("Stopped")),
+            ),
+            Stage(request_cleanup("2"), answered("2", "failure", "conflict", in_phase("Stopped"))),
+            Stage(theirs_runs_out, in_phase("Stopped")),
+            Stage(request_cleanup("3"), answered("3", "success", "", cleaned_up())),
+        ),
+        tried_from=2,
     ),
     Story("removed twice", (START, Stage(REMOVE, cleaned_up()), BACK, Stage(REMOVE, cleaned_up(2))), tried_from=1),
     Story(

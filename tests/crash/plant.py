@@ -27,6 +27,7 @@ from perdure.api.runtime import Runtime
 from perdure.kube.cache import RuntimeCache
 from perdure.plan.binding import Candidate
 from perdure.plan.uptime import Uptime
+from perdure.reconcile.absences import Absences
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
@@ -62,6 +63,8 @@ READS = frozenset(
 )
 """Calls that change nothing: killed there is killed after the call before."""
 PUBLISH_SECONDS = 30.0
+GRACE_SECONDS = 60.0
+"""For objects that are gone although nobody was seen deleting them."""
 When = Literal["before", "after"]
 
 
@@ -210,7 +213,14 @@ class Agency:
         eyes = Eyes(engine, sandbox, self._ledger, self.journal, self._cluster, self.cache)
         self._reconciler = Reconciler(
             Loop(
-                observer=Observer(eyes, NODE_ID, self.guards, retries, lambda: Uptime("boot", now())),
+                observer=Observer(
+                    eyes,
+                    NODE_ID,
+                    self.guards,
+                    retries,
+                    Absences(GRACE_SECONDS, self.queue.add_in, now),
+                    lambda: Uptime("boot", now()),
+                ),
                 executor=Executor(
                     hands, Place(InstallationId(installation), NODE_NAME, NODE_ID), now=now, concurrent_starts=4
                 ),
@@ -227,7 +237,17 @@ class Agency:
         )
         ledger = FakeControllerLedger(survivors.tables, hook)
         self._binder = Binder(Office(self._everything, ledger, self._known, self.bindings, _candidates))
-        post = Post(engine, sandbox, self.journal, self.cache, self._cluster, self.guards, self.queue, lambda _: None)
+        post = Post(
+            engine,
+            sandbox,
+            self.journal,
+            self.cache,
+            self._cluster,
+            self.guards,
+            self.queue,
+            lambda _: None,
+            lambda _: None,
+        )
         self._census = Census(post, NodeDescription(NODE_NAME, NODE_ID, AMOUNTS, AMOUNTS))
 
     def begin(self) -> None:

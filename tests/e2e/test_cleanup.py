@@ -117,6 +117,57 @@ def test_when_its_time_is_over_it_is_archived_removed_and_comes_back_whole(
     assert stage.ledger.edges(runtime.uid)[-1] == ("restore", "Removed", "Running", "success")
 
 
+def test_what_one_edit_or_request_brings_about_is_found_together(
+    stage: Stage, kubectl: Kubectl, perdure: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    runtime = stage.runtime(kubectl, "kim").apply().wait_ready()
+    runtime.patch(desiredState="Removed")
+    runtime.wait_phase("Removed")
+    eventually(lambda: cleanups(stage, runtime), "the ledger tells it", lambda seen: len(seen) == 1)
+    rows = {row["op"]: row["correlation"] for row in stage.ledger.operations(runtime.uid)}
+    assert rows["stop"] == rows["cleanup_container"] != rows["start"]
+    asked = perdure(*("history", "-A", "--correlation", rows["stop"], "-o", "json", "--database-url", stage.ledger.url))
+    assert asked.returncode == 0, asked.stderr
+    assert {row["op"] for row in json.loads(asked.stdout)} == {"stop", "cleanup_container"}
+    answer = perdure(
+        "cleanup", f"{runtime.kind.short}/{runtime.name}", "-n", runtime.kubectl.namespace or "", "-o", "json"
+    )
+    assert answer.returncode == 0, answer.stderr
+    (id_,) = (json.loads(answer.stdout)["id"],)
+    eventually(lambda: cleanups(stage, runtime), "the answer is told, too", lambda seen: len(seen) == 2)
+    assert stage.ledger.operations(runtime.uid)[-1]["correlation"] == id_
+
+
+def another_node_is_at_work(stage: Stage, runtime: Runtime, seconds: int) -> None:
+    """It holds the lease of this runtime, and dies with it."""
+    stage.ledger.execute(
+        "INSERT INTO leases (installation, key, holder, token, fence, expires_at) "
+        f"SELECT installation, uid, 'node-b', 'theirs', nextval('fences'), now() + interval '{seconds} s' "
+        f"FROM runtimes WHERE uid = '{runtime.uid}' ON CONFLICT (installation, key) DO UPDATE "
+        "SET holder = excluded.holder, token = excluded.token, fence = excluded.fence, expires_at = excluded.expires_at"
+    )
+
+
+def test_while_another_node_is_at_work_a_person_is_told_and_what_is_due_is_put_off(
+    stage: Stage, kubectl: Kubectl, perdure: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    runtime = stage.runtime(kubectl, "busy").apply(stoppedTTL="Never").wait_ready()
+    runtime.patch(desiredState="Stopped")
+    runtime.wait_phase("Stopped")
+    another_node_is_at_work(stage, runtime, 60)
+    refused = perdure("cleanup", f"{runtime.kind.short}/{runtime.name}", "-n", runtime.kubectl.namespace or "")
+    assert refused.returncode == 1
+    assert "(conflict): node node-b is at work on it" in refused.stderr
+    asked = ("admin_cli", "Stopped", "failure", "conflict")
+    eventually(lambda: cleanups(stage, runtime), "the refusal is told", lambda seen: seen == [asked])
+    runtime.patch(stoppedTTL="0s")
+    skipped = ("auto_ttl", "Stopped", "superseded", "skipped_busy")
+    eventually(lambda: cleanups(stage, runtime), "it is put off", lambda seen: seen == [asked, skipped])
+    assert runtime.container_id in stage.site.ctr.names("containers", "ls")
+    stage.ledger.execute("UPDATE leases SET expires_at = now() WHERE token = 'theirs'")
+    is_cleaned_up(stage, runtime, "Expired", asked, skipped, ("auto_ttl", "Removed", "success", ""))
+
+
 def test_never_is_never_and_a_change_counts_at_once(stage: Stage, kubectl: Kubectl) -> None:
     runtime = stage.runtime(kubectl, "ivy")
     runtime.apply(stoppedTTL="Never").wait_ready()

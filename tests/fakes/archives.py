@@ -6,7 +6,7 @@ A call that is cut off leaves what a disk would show: half an archive, half of a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +18,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, RuntimeRef
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.archives import StoredArchive as Stored
 from perdure.reconcile.ports.engine import Layer
 from perdure.reconcile.ports.errors import ArchiveCorrupt, StoreError
 
@@ -81,6 +82,17 @@ class FakeArchives:
         self._check_writable()
         self._store.archives.pop(archive.sequence, None)
         self._call("delete", "after")
+
+    async def survey(self, installation: InstallationId) -> AsyncIterator[Stored]:
+        self._call("survey", "before")
+        for sequence, stored in sorted(self._store.archives.items()):
+            if stored.request.installation != installation:
+                continue
+            path = f"{stored.request.ref}/{sequence}"
+            if stored.complete:
+                yield Stored(path, stored.request.ref, _facts(stored.request, stored.files))
+            else:
+                yield Stored(path, problem="there is no manifest: it was never finished")
 
     async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
         self._call("list", "before")

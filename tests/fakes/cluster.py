@@ -31,8 +31,8 @@ from perdure.api.names import (
     Uid,
 )
 from perdure.api.network import write_host_ports
-from perdure.api.node import NodeStatus
-from perdure.api.runtime import Condition, Runtime, RuntimeSpec, RuntimeStatus
+from perdure.api.node import NodeSpec, NodeStatus, RuntimeNode
+from perdure.api.runtime import Condition, RequestStatus, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.cluster import NO_PORTS, NamespaceFacts, Published
@@ -74,6 +74,7 @@ class ClusterState:
     config_maps: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     archives: dict[tuple[str, str], ArchiveFacts] = field(default_factory=dict)
     nodes: dict[NodeName, NodeStatus] = field(default_factory=dict)
+    node_annotations: dict[NodeName, dict[str, str]] = field(default_factory=dict)
     events: list[Emitted] = field(default_factory=list)
     watchers: list[Watcher] = field(default_factory=list)
     away: str | None = None
@@ -228,8 +229,33 @@ class FakeCluster:
     async def report_node(self, name: NodeName, status: NodeStatus) -> None:
         what = f"reporting RuntimeNode {name}"
         self._call("report_node", "before", what)
-        self.state.nodes[name] = status
+        before = self.state.nodes.get(name)
+        kept = status.last_request or (before.last_request if before is not None else None)
+        self.state.nodes[name] = msgspec.structs.replace(status, last_request=kept)
         self._call("report_node", "after", what)
+
+    async def read_node(self, name: NodeName) -> RuntimeNode | None:
+        what = f"reading RuntimeNode {name}"
+        self._call("read_node", "before", what)
+        status = self.state.nodes.get(name)
+        if status is None:
+            return None
+        return RuntimeNode(
+            name=name,
+            uid=f"uid-{name}",
+            resource_version="1",
+            labels={},
+            annotations=self.state.node_annotations.get(name, {}),
+            terminating=False,
+            spec=NodeSpec(),
+            status=status,
+        )
+
+    async def answer_node(self, name: NodeName, answer: RequestStatus) -> None:
+        what = f"answering request {answer.id} of RuntimeNode {name}"
+        self._call("answer_node", "before", what)
+        self.state.nodes[name] = msgspec.structs.replace(self.state.nodes[name], last_request=answer)
+        self._call("answer_node", "after", what)
 
     async def bind(
         self,

@@ -202,6 +202,14 @@ class FakeEngine:
             )
         return Present(tuple(owned))
 
+    async def strangers(self) -> Certain[tuple[str, ...]]:
+        machine = self._machine
+        if machine.away is not None:
+            return Unknown(machine.away)
+        found = [f"container {id_}" for id_, it in machine.containers.items() if it.installation != self._installation]
+        found += [f"snapshot {key}" for key, it in machine.snapshots.items() if it.installation != self._installation]
+        return Present(tuple(sorted(found)))
+
     async def image(self, name: str) -> Certain[ImageFacts]:
         if self._machine.away is not None:
             return Unknown(self._machine.away)

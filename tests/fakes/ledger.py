@@ -12,7 +12,17 @@ from typing import Literal
 
 from perdure.api.archive import object_name as object_name_of
 from perdure.api.conditions import Reason
-from perdure.api.names import Identity, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.names import (
+    Identity,
+    NamespaceUid,
+    NodeId,
+    NodeName,
+    OperationId,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+    generation,
+)
 from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.allotment import (
@@ -31,10 +41,11 @@ from perdure.plan.allotment import (
 )
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
+from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
-from perdure.reconcile.ports.ledger import Binding, BoundRow, Lease, LedgerIdentity
+from perdure.reconcile.ports.ledger import Binding, BoundRow, Catalogued, Lease, LedgerIdentity
 
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every call with its name (`ledger.begin`); what it raises is the kill."""
@@ -56,6 +67,7 @@ class OperationEntry:
     error_code: str = ""
     message: str = ""
     fence: int | None = None
+    correlation: str = ""
 
 
 @dataclass(slots=True)
@@ -244,6 +256,7 @@ class FakeAgentLedger(_Fake):
                     and other.ref.uid != ref.uid
                     and other.snapshot_key is not None
                     and not other.released
+                    and self.tables.put_away(other.ref) is None
                 ),
                 put_away=self.tables.put_away(ref),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
@@ -278,6 +291,7 @@ class FakeAgentLedger(_Fake):
         entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref))
         if entry.started_at is None:
             entry.op, entry.source, entry.started_at, entry.before = row.op, row.source, row.at, row.before
+            entry.correlation = row.correlation
         if entry.finished_at is None and fence is not None:
             entry.fence = max(fence, entry.fence or 0)
 
@@ -307,7 +321,7 @@ class FakeAgentLedger(_Fake):
         held = self.tables.leases.get(key)
         now = self.tables.now()
         if held is not None and held.token and held.holder != self._node and held.expires_at > now:
-            raise PortError(f"taking the lease {key}: {held.holder} holds it", reason=Reason.IN_PROGRESS)
+            raise LeaseBusy(key, held.holder, held.expires_at - now)
         self.tables.fence += 1
         token = f"token-{self.tables.fence}"
         self.tables.leases[key] = LeaseEntry(self._node, token, self.tables.fence, now + ttl)
@@ -322,6 +336,17 @@ class FakeAgentLedger(_Fake):
         held.expires_at = self.tables.now() + ttl
         self._after("renew")
         return replace(lease, expires_at=self._monotonic() + ttl)
+
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        self._before("renew_all")
+        ours = []
+        for lease in leases:
+            held = self._own(lease)
+            if held is not None:
+                held.expires_at = self.tables.now() + ttl
+                ours.append(replace(lease, expires_at=self._monotonic() + ttl))
+        self._after("renew_all")
+        return tuple(ours)
 
     async def release(self, lease: Lease) -> None:
         self._before("release")
@@ -351,7 +376,7 @@ class FakeAgentLedger(_Fake):
             for sequence, entry in self.tables.archives.items()
             if entry.state in ("writing", "verified")
         }
-        sequence = known.get(operation) or len(self.tables.archives) + 1
+        sequence = known.get(operation) or max(self.tables.archives, default=0) + 1
         if operation not in known:
             self.tables.archives[sequence] = ArchiveEntry(
                 ArchiveFacts(
@@ -392,6 +417,51 @@ class FakeAgentLedger(_Fake):
         entry.facts = replace(archive, retain=entry.facts.retain, object_name=name)
         entry.state = "verified"
         self._after("finish_archive")
+
+    async def catalogued(self, found: ArchiveFacts) -> Catalogued:
+        self._before("catalogued")
+        return self._catalogued(found)
+
+    def _catalogued(self, found: ArchiveFacts) -> Catalogued:
+        entry = self.tables.archives.get(found.sequence)
+        if entry is None:
+            far = found.sequence > max(self.tables.archives, default=0) + 1_000_000
+            return Catalogued.TOO_FAR if far else Catalogued.NOTHING
+        if entry.state == "quarantined":
+            return Catalogued.QUARANTINED
+        if entry.state in ("purging", "purged"):
+            return Catalogued.PURGED
+        if (entry.facts.uid, entry.facts.snapshot_key) != (found.uid, found.snapshot_key):
+            return Catalogued.OTHER
+        if entry.state == "writing":
+            return Catalogued.UNFINISHED
+        return Catalogued.SAME if entry.facts.sha256 == found.sha256 else Catalogued.OTHER
+
+    async def enter_archive(
+        self, found: ArchiveFacts, ref: RuntimeRef, request: str, node: NodeName, lease: Lease, *, all_there_is: bool
+    ) -> Catalogued:
+        self._before("enter_archive")
+        self._check(lease)
+        known = self._catalogued(found)
+        if known not in (Catalogued.NOTHING, Catalogued.UNFINISHED):
+            return known
+        id_ = entry_operation_id(ref.uid, found.sequence, found.sha256)
+        now, name = self.tables.now(), object_name_of(ref.kind, ref.name, found.sequence)
+        entry = self.tables.archives.setdefault(found.sequence, ArchiveEntry(found, ref, id_))
+        entry.facts, entry.state = replace(found, retain=entry.facts.retain, object_name=name), "verified"
+        entry.put_away = all_there_is
+        runtime = self.tables.runtimes.get(ref.uid)
+        if all_there_is and runtime is not None and runtime.snapshot_key is not None and not runtime.released:
+            runtime.snapshot_key = max(runtime.snapshot_key, found.snapshot_key, key=generation)
+        self.tables.operations.setdefault(
+            id_,
+            OperationEntry(
+                id_, ref, Op.ADOPT, Source.ADMIN_CLI, now, now, outcome=Outcome.SUCCESS, fence=lease.fence,
+                correlation=request,
+            ),
+        )  # fmt: skip
+        self._after("enter_archive")
+        return Catalogued.SAME
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         self._before("archives")

@@ -34,6 +34,7 @@ from perdure.plan.steps import (
     Begin,
     CreateContainer,
     CreateSandbox,
+    Dispose,
     EnsureImage,
     Finish,
     Forget,
@@ -153,7 +154,8 @@ def look(truth: Truth, now: float) -> World | None:
     if truth.record is None and truth.runtime is None:
         return None
     record, desired = truth.known(), truth.desired
-    blind = isinstance(desired, Unseen) or (isinstance(desired, Gone) and not record.deletion_seen)
+    unproven = isinstance(desired, Gone) and not desired.confirmed and not record.deletion_seen
+    blind = isinstance(desired, Unseen) or unproven
     observed = Observed() if blind else _observe(truth, record)
     return World(truth.ref, desired, observed, record, truth.failure, uptime=Uptime("boot", now))
 
@@ -260,7 +262,7 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
             return (replace(truth, record=replace(record, last_request=answer)),)
         case RecordPutAway():
             return _record_put_away(step, truth, record)
-        case Forget():
+        case Forget() | Dispose():
             return (replace(truth, record=None),)
         case EnsureImage(image):
             return (replace(truth, images=truth.images | {image}),)

@@ -6,6 +6,7 @@ Each example is a few lives with accidents; then nothing more happens, and every
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from typing import get_args
 
@@ -35,7 +36,7 @@ from perdure.api.runtime import (
 )
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import same_process, spec_mark
-from perdure.plan.steps import StartTask, Step
+from perdure.plan.steps import Dispose, StartTask, Step
 from perdure.plan.view import stamp
 from perdure.plan.world import (
     OWN_NAMESPACE,
@@ -208,13 +209,35 @@ def test_the_lives_come_to_every_end_and_through_every_step() -> None:
     """Else the property above would say little."""
     drawn = [life for seed in range(500) for _, life in some_lives(seed)]
     steps = {line.partition("(")[0] for life in drawn for line in life.story}
-    assert steps >= {step.__name__ for step in get_args(Step)}
+    assert steps >= {step.__name__ for step in get_args(Step)} - {Dispose.__name__}
     ends = {life.truth.runtime.status.phase for life in drawn if life.truth.runtime is not None}
     assert ends >= {Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED}
     gone = [life.truth for life in drawn if life.truth.desired == Gone()]
     assert any(truth.released and truth.written is not None and truth.archives for truth in gone)
     assert any(truth.released and truth.written is not None and not truth.archives for truth in gone)
     assert any(truth.force_released and truth.snapshots for truth in gone)
+
+
+def test_a_life_whose_object_vanishes_loses_nothing_but_a_record_that_tells_of_nothing() -> None:
+    ends = set()
+    for seed in range(100):
+        for _, drawn in some_lives(seed):
+            if drawn.truth.runtime is None or drawn.truth.runtime.terminating:
+                continue
+            before = replace(drawn.truth, desired=Gone(confirmed=True), failure=None)
+            life = Life(before)
+            life.now, life.story = drawn.now, (*drawn.story, "---- its object vanishes ----")
+            for _ in range(ROUNDS_TO_CONVERGE):
+                if not life.calm_round():
+                    break
+            else:
+                pytest.fail(f"no end: {life.story}")
+            after = life.truth
+            assert replace(after, record=None) == replace(before, record=None), life.story
+            ends.add((after.record is None, bool(before.snapshots), bool(before.archives)))
+            if after.record is None and before.record is not None and before.written is not None:
+                assert before.written in {archive.lineage for archive in after.archives.values()}, life.story
+    assert ends >= {(True, False, True), (False, True, False), (False, True, True)}
 
 
 NEVER = RuntimeSpec(image=IMAGES[0], restart_policy=RestartPolicy.NEVER, restore=Restore(policy=RestorePolicy.NONE))

@@ -19,6 +19,7 @@ from perdure.plan.steps import (
     Answer,
     ArchiveWorkspace,
     Begin,
+    Dispose,
     Finish,
     Ground,
     Note,
@@ -217,6 +218,25 @@ def test_absence_of_an_object_whose_deletion_nobody_saw_means_nothing(drawn: Seq
         unseen = replace(world, record=replace(world.record, deletion_seen=False))
         assert plan(replace(unseen, desired=Gone()), NOW) == Plan()
         assert plan(replace(world, desired=Unseen("away")), NOW) == Plan()
+
+
+@given(cases)
+def test_a_confirmed_absence_drops_a_record_at_most_and_only_one_with_nothing_behind_it(drawn: Sequence[Case]) -> None:
+    for world in (case.world for case in drawn):
+        record, seen = replace(world.record, deletion_seen=False), world.observed
+        steps = plan(replace(world, record=record, desired=Gone(confirmed=True)), NOW).steps
+        assert all(isinstance(step, Dispose) or (isinstance(step, Finish) and not step.release) for step in steps)
+        if steps:
+            assert world.freeze is None
+            assert (seen.container, seen.task, seen.sandbox) == (Absent(), Absent(), Absent())
+            assert no_snapshot(seen)
+            assert not record.running
+            assert record.workspace is None or not record.workspace.ever_started
+        if steps and not record.released:
+            assert isinstance(seen.ledger, Present)
+            kept = seen.ledger.it.put_away
+            assert seen.ledger.it.released or seen.ledger.it.data_seen is None or kept is not None
+            assert record.put_away is None or seen.ledger.it.released or kept is not None
 
 
 @given(cases)

@@ -305,7 +305,7 @@ class Draw:
             Wanted(self.runtime(terminating=False)),
             Terminating(self.runtime(terminating=True)),
             Terminating(self.runtime(terminating=True)),
-            Gone(),
+            Gone(confirmed=self.chance(0.5)),
             Unseen("the API server did not answer"),
         )
         return self.of(kinds)

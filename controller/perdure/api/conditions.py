@@ -59,6 +59,7 @@ class Reason(StrEnum):
     LEDGER_UNAVAILABLE = "LedgerUnavailable"
     ARCHIVE_NOT_REACHABLE = "ArchiveNotReachable"
     ORPHAN_PENDING = "OrphanPending"
+    NOT_OURS = "NotOurs"
     UNSCHEDULABLE = "Unschedulable"
     PORT_TAKEN = "PortTaken"
     PORT_RANGE_EXHAUSTED = "PortRangeExhausted"

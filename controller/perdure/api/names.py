@@ -66,7 +66,7 @@ ANNOTATION_FORCE_RELEASE = f"{GROUP}/force-release"
 """Its value is the reason. Releases a Terminating object and leaves its data pinned on the node as an orphan."""
 ANNOTATION_OUT_OF_SERVICE = f"{GROUP}/out-of-service"
 ANNOTATION_REQUEST = f"{GROUP}/request"
-"""What a person asks for once: `cleanup/<id>`. Answered in `status.lastRequest`."""
+"""What a person asks for once: `cleanup/<id>` of a runtime, `reindex/<id>` of a node. Answered in `status.lastRequest`."""
 ANNOTATION_HOST_PORTS = f"{GROUP}/host-ports"
 """JSON, port name -> number on the node; published with the binding. The ledger is the truth, this is its copy."""
 

@@ -9,7 +9,8 @@ import msgspec
 
 from perdure.api import names
 from perdure.api.names import NodeId, NodeName
-from perdure.api.runtime import Condition
+from perdure.api.request import OF_NODES, Request, parse_request
+from perdure.api.runtime import Condition, RequestStatus
 from perdure.api.struct import Struct
 
 
@@ -43,6 +44,7 @@ class NodeStatus(Struct, frozen=True, kw_only=True):
     conditions: tuple[Condition, ...] = ()
     runtimes: int = 0
     orphans: tuple[OrphanEntry, ...] = ()
+    last_request: RequestStatus | None = None
 
 
 class RuntimeNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,11 @@ class RuntimeNode(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def node_id(self) -> NodeId:
         return NodeId(self.status.node_id)
+
+    @property
+    def request(self) -> Request | None:
+        """What a person asks of the node, once."""
+        return parse_request(self.annotations.get(names.ANNOTATION_REQUEST), OF_NODES)
 
     @property
     def out_of_service(self) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType
@@ -16,6 +17,13 @@ _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_ID_LENGTH - 1}}}")
 
 class Verb(StrEnum):
     CLEANUP = "cleanup"
+    """Of a runtime."""
+    REINDEX = "reindex"
+    """Of a node: enter the archives of its stores into the ledger's catalogue again."""
+
+
+OF_RUNTIMES = (Verb.CLEANUP,)
+OF_NODES = (Verb.REINDEX,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +35,15 @@ class Request:
     problem: str = ""
 
 
-def parse_request(text: str | None) -> Request | None:
-    """The annotation's value, understood. None where there is none."""
+def parse_request(text: str | None, of: Sequence[Verb] = OF_RUNTIMES) -> Request | None:
+    """The annotation's value, understood; `of`: what may be asked for. None where there is none."""
     if not text:
         return None
     verb, _slash, id_ = text.partition("/")
-    known = next((found for found in Verb if found == verb), None)
+    known = next((found for found in of if found == verb), None)
     if known is not None and _ID.fullmatch(id_):
         return Request(RequestId(id_), known)
-    verbs = ", ".join(f"{found}/ID" for found in Verb)
+    verbs = ", ".join(f"{found}/ID" for found in of)
     problem = (
         f"request {text[:MAX_ID_LENGTH]!r} is not understood; known are {verbs}, each ID being a new one of at most "
         f"{MAX_ID_LENGTH} letters, digits, dots, hyphens and underscores"

@@ -7,11 +7,13 @@ waits for a disk. A job is killed when it has not moved for `STALL_SECONDS`, and
 from __future__ import annotations
 
 import asyncio
+import builtins
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -20,20 +22,21 @@ import structlog
 
 import perdure
 from perdure.api.conditions import Reason
-from perdure.api.names import InstallationId, NodeId, RuntimeRef
-from perdure.archive import layout
+from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, SnapshotKey, Uid
+from perdure.archive import inventory, layout
 from perdure.archive.faults import Fault, FaultKind, store_errors
 from perdure.archive.jobs import Answer, Done, Export, Failed, Job, Known, Progress, Restore, Verify
 from perdure.archive.manifest import Manifest, ManifestError, Source
 from perdure.archive.stages import TOOLS_PATH, missing_tools
 from perdure.plan.world import ArchiveFacts
-from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.archives import ArchiveRequest, StoredArchive
 from perdure.reconcile.ports.engine import Layer
 from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
 
 STALL_SECONDS: Final = 300.0
 """A job that reports nothing for so long hangs (a dead disk, a lost mount)."""
 _QUICK_SECONDS: Final = 30.0
+_SURVEYED_AT_ONCE: Final = 16
 _KILL_SECONDS: Final = 10.0
 _LONGEST_ANSWER: Final = 512 << 20
 """Bytes of one line of the worker: a manifest may list many deletions."""
@@ -219,6 +222,43 @@ class LocalStore:
                 except FileNotFoundError:
                     continue
                 layout.prune(self.root, (installation, *below))
+
+    async def survey(self, installation: InstallationId) -> AsyncIterator[StoredArchive]:
+        found = inventory.survey(self.root, installation)
+        while batch := await self._in_thread(self._some_of, found):
+            for one in batch:
+                yield self._stored(one)
+
+    def _some_of(self, found: Iterator[inventory.Found]) -> builtins.list[inventory.Found]:
+        with store_errors(f"looking through {self.root}"):
+            return [*islice(found, _SURVEYED_AT_ONCE)]
+
+    def _stored(self, found: inventory.Found) -> StoredArchive:
+        if found.brief is None:
+            return StoredArchive(found.path, problem=found.problem)
+        brief, source = found.brief, found.brief.contents.source
+        ref = RuntimeRef(
+            Kind(source.kind), source.namespace, source.name, Uid(source.uid), NamespaceUid(source.namespace_uid)
+        )
+        facts = ArchiveFacts(
+            sequence=source.sequence,
+            kind=ref.kind,
+            namespace=ref.namespace,
+            name=ref.name,
+            uid=ref.uid,
+            store=self.name,
+            node_id=self.node_id,
+            snapshot_key=SnapshotKey(source.snapshot_key),
+            image=source.image,
+            image_digest=source.image_digest,
+            chain_id=ChainId(source.chain_id),
+            sha256=brief.sha256,
+            bytes=brief.bytes,
+            entries=brief.contents.entries,
+            uncompressed_bytes=brief.uncompressed_bytes,
+            empty=brief.empty,
+        )
+        return StoredArchive(found.path, ref, facts)
 
     async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
         return await self._in_thread(self._list, installation, identity_of)

@@ -37,6 +37,7 @@ OUTCOMES = ("success", "failure", "superseded", UNDER_WAY)
 SOURCES = ("kubectl", "auto_reconcile", "node_event", "auto_ttl", "admin_cli")
 POLL_SECONDS = 1.0
 
+_CORRELATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
@@ -49,6 +50,12 @@ def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
 def _uid(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     if value and not _UID.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not (the beginning of) a uid, as the column UID shows it")
+    return value
+
+
+def _correlation(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _CORRELATION.fullmatch(value):
+        raise click.BadParameter(f"{value!r} is no id of a cause; `perdure history -o wide` shows them")
     return value
 
 
@@ -70,6 +77,12 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 @options.option(
     "--uid", default="", callback=_uid, metavar="UID", help="Only this life of a name; its beginning will do."
 )
+@options.option(
+    "--correlation",
+    callback=_correlation,
+    metavar="ID",
+    help="Only what one cause brought about: an edit, a request, a deletion; the column CORRELATION of -o wide.",
+)
 @_moment("--since", f"Only what was begun then or later: {EXAMPLES}.")
 @_moment("--until", "Only what was begun before.")
 @options.option("--limit", type=click.IntRange(1, 100_000), default=50, help="Most operations to show.")
@@ -87,6 +100,7 @@ def history(target: tuple[Kind, str] | None, output: str, follow: bool, **given:
       perdure history br/ada --uid 6c0d2a54 -o wide     one of these lives, with nodes and images
       perdure history -A --outcome failure --since 24h  what failed anywhere since this time yesterday
       perdure history -n shop --op purge --op preserve  whose data was removed or archived
+      perdure history -A --correlation 7f3a91c0 -o wide what one request or edit brought about
       perdure history gr/castle -f                      go on as things happen
       perdure history br/ada -f -o json | jq -r .op     one line of JSON for each
 
@@ -128,6 +142,7 @@ def _query(target: tuple[Kind, str] | None, given: dict[str, Any], *, follow: bo
         ops=given["ops"],
         outcomes=given["outcomes"],
         sources=given["sources"],
+        correlation=given["correlation"],
         since=since,
         until=until,
     )

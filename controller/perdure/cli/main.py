@@ -23,8 +23,12 @@ _COMMANDS = {
     "controller": ("perdure.cli.processes", "Run the controller: it binds runtimes to nodes. One per cluster."),
     "agent": ("perdure.cli.processes", "Run the agent: it runs what is bound to this node. One per node."),
     "history": ("perdure.cli.history", "Show what was done to runtimes, when, why, and how it ended."),
-    "top": ("perdure.cli.top", "Show everything at a glance: phases, failures, what is under way, archives."),
+    "top": (
+        "perdure.cli.top",
+        "Show everything at a glance: phases, failures, what is under way, due and stuck, archives.",
+    ),
     "cleanup": ("perdure.cli.cleanup", "Clean a stopped runtime up now; its data is archived first."),
+    "archive": ("perdure.cli.archive", "Look after archives: enter what the stores hold into the ledger again."),
     "nodes": ("perdure.cli.nodes", "Show the nodes, and data on them that no object claims."),
     "version": ("perdure.cli.version", "Show the version."),
 }

@@ -32,6 +32,7 @@ from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
 from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.agent import PostgresAgentLedger
+from perdure.reconcile.absences import RESYNCS, Absences
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.guards import Guards
@@ -43,6 +44,7 @@ from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
+from perdure.reconcile.reindex import Reindexer
 from perdure.reconcile.retries import Retries
 from perdure.reconcile.workers import work_with
 
@@ -118,7 +120,9 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     )
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
-    observer = Observer(Eyes(engine, networks.sandbox, ledger, journal, cluster, cache), node_id, guards, retries)
+    absences = Absences(RESYNCS * common.resync_seconds, queue.add_in)
+    eyes = Eyes(engine, networks.sandbox, ledger, journal, cluster, cache)
+    observer = Observer(eyes, node_id, guards, retries, absences)
     loop = Loop(
         observer=observer,
         executor=executor,
@@ -132,10 +136,18 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         now=time.time,
         on_released=neighbours.on_released,
     )
-    census = Census(
-        Post(engine, networks.sandbox, journal, cache, cluster, guards, queue, process.metrics.orphans.set),
-        _describe(node, node_id),
+    post = Post(
+        engine,
+        networks.sandbox,
+        journal,
+        cache,
+        cluster,
+        guards,
+        queue,
+        process.metrics.orphans.set,
+        process.metrics.strangers.set,
     )
+    census = Census(post, _describe(node, node_id))
     resync = Resync(cluster, cache, process.metrics, _absence_judge(guards, journal, cache))
     side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal)
     heartbeat = NodeHeartbeat(neighbours.client, node.name, node_id)
@@ -151,6 +163,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
+    process.spawn("requests", Reindexer(hands, place, guards).run())
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))

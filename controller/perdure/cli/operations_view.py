@@ -46,7 +46,7 @@ class OperationsView:
         columns += ["NAMESPACE"] if self._namespaces else []
         columns += ["RUNTIME"] if self._names else []
         columns += ["UID", "OP", "SOURCE", "OUTCOME", "CODE", "DURATION"]
-        columns += ["NODE", "PHASES", "IMAGE", "SNAPSHOT"] if self._wide else []
+        columns += ["NODE", "PHASES", "IMAGE", "SNAPSHOT", "CORRELATION"] if self._wide else []
         return [*columns, "MESSAGE"]
 
     def _cells(self, rows: Sequence[HistoryRow]) -> list[list[Cell]]:
@@ -68,7 +68,8 @@ class OperationsView:
         ]
         if self._wide:
             phases = f"{row.before or '-'} → {row.after or '-'}"
-            cells += [Cell(row.node_name or "-"), Cell(phases), Cell(row.image or "-"), Cell(row.snapshot_key or "-")]
+            texts = (row.node_name, phases, row.image, row.snapshot_key, row.correlation)
+            cells += [Cell(text or "-") for text in texts]
         return [*cells, Cell(row.message or "")]
 
 

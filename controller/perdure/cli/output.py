@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 _UNLIMITED_COLUMNS = 10_000
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +88,11 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
 def printable(text: str) -> str:
     """`text` on one line, without what a terminal would obey: control, format and unassigned characters become ·."""
     return "".join("·" if unicodedata.category(c)[0] == "C" else c for c in " ".join(text.splitlines()))
+
+
+def size(count: int) -> str:
+    """As a person says it: `512 B`, `1.5 GiB`."""
+    amount, unit = float(count), 0
+    while amount >= 1023.95 and unit < len(_UNITS) - 1:
+        amount, unit = amount / 1024, unit + 1
+    return f"{amount:.0f} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"

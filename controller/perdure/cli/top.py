@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 from datetime import UTC
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from perdure.cli import options
+from perdure.cli.blocking import block_on
 from perdure.cli.database import ask_ledger, find_ledger
 from perdure.cli.operations_view import duration
-from perdure.cli.output import Cell, print_json, print_table
+from perdure.cli.output import Cell, print_json, print_table, size
 
 if TYPE_CHECKING:
+    from perdure.cli.prospects import Prospects
     from perdure.ledger.overview import Overview
-
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 @click.command(short_help="Show everything at a glance.")
 @options.database
 @options.state_dir
+@options.cluster
 @options.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print it.")
-def top(output: str, **given: Any) -> None:
-    """Show runtimes by phase, what failed in the last 24 hours, what is under way for longest, archives by node, and data
-    of runtimes that were given up.
+def top(output: str, kubeconfig: Path | None, **given: Any) -> None:
+    """Show runtimes by phase, what failed in the last 24 hours, what is under way for longest, what is cleaned up next, who
+    waits for a person, what the stores of each node hold, and data of runtimes that were given up.
 
     \b
     Examples:
@@ -32,17 +34,21 @@ def top(output: str, **given: Any) -> None:
       perdure top -o json | jq '.failures[].code'
       watch -n 5 perdure top
 
-    It shows what the ledger knows, which is what agents wrote to it. For nodes see perdure nodes.
+    Most of it is what the ledger knows, which is what agents wrote to it. What is cleaned up next and who waits is read
+    from the cluster, if there is one to be read. For nodes see perdure nodes.
     """
+    from perdure.cli.prospects import read_prospects
     from perdure.ledger.overview import read_overview
 
     overview = ask_ledger(read_overview(find_ledger(given)))
+    prospects = block_on(read_prospects(kubeconfig))
     if output == "json":
         import msgspec
 
-        print_json(msgspec.to_builtins(overview))
-    else:
-        _print(overview)
+        print_json({**msgspec.to_builtins(overview), "prospects": msgspec.to_builtins(prospects)})
+        return
+    _print(overview)
+    _print_prospects(prospects)
 
 
 def _print(overview: Overview) -> None:
@@ -78,6 +84,30 @@ def _print(overview: Overview) -> None:
         print_table(["GIVEN UP ON", "WITH DATA"], given_up)
 
 
+def _print_prospects(prospects: Prospects) -> None:
+    if prospects.problem:
+        click.echo(f"\nWhat is cleaned up next, and who waits, is not known: {prospects.problem}", err=True)
+        return
+    click.echo(f"\nTo be cleaned up when their time is over: {prospects.due_count}")
+    if prospects.due:
+        rows = [[Cell(f"{it.kind.short}/{it.name} -n {it.namespace}"), Cell(it.at)] for it in prospects.due]
+        print_table(["NEXT CLEAN-UPS", "AT"], rows)
+    click.echo(f"\nWaiting for a person: {prospects.stuck_count}")
+    if prospects.stuck:
+        print_table(
+            ["LONGEST STUCK", "PHASE", "REASON", "SINCE"],
+            [
+                [
+                    Cell(f"{it.kind.short}/{it.name} -n {it.namespace}"),
+                    Cell(it.phase, "red"),
+                    Cell(it.reason or "-"),
+                    Cell(it.since or "-"),
+                ]
+                for it in prospects.stuck
+            ],
+        )
+
+
 def _under_way(overview: Overview) -> None:
     oldest = overview.oldest_under_way
     click.echo(f"\nUnder way: {overview.under_way}", nl=oldest is None)
@@ -85,11 +115,3 @@ def _under_way(overview: Overview) -> None:
         since = duration(overview.at - oldest.started_at)
         runtime = f"{oldest.kind.short}/{oldest.name} -n {oldest.namespace}"
         click.echo(f"; for longest: {oldest.op or '?'} of {runtime} on {oldest.node_name or '-'}, since {since}")
-
-
-def size(count: int) -> str:
-    """As a person says it: `512 B`, `1.5 GiB`."""
-    amount, unit = float(count), 0
-    while amount >= 1023.95 and unit < len(_UNITS) - 1:
-        amount, unit = amount / 1024, unit + 1
-    return f"{amount:.0f} B" if unit == 0 else f"{amount:.1f} {_UNITS[unit]}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from perdure.api.conditions import Reason
 from perdure.api.names import LABEL_NODE_ID, InstallationId, Kind, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
-from perdure.api.node import NodeStatus
-from perdure.api.runtime import Runtime, RuntimeStatus
+from perdure.api.node import NodeStatus, RuntimeNode
+from perdure.api.runtime import RequestStatus, Runtime, RuntimeStatus
 from perdure.kube import paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.events import EventRecorder
@@ -100,6 +100,12 @@ class KubeCluster:
 
     async def report_node(self, name: NodeName, status: NodeStatus) -> None:
         await self._reporter.report(name, status)
+
+    async def read_node(self, name: NodeName) -> RuntimeNode | None:
+        return await self._reporter.read(name)
+
+    async def answer_node(self, name: NodeName, answer: RequestStatus) -> None:
+        await self._reporter.answer(name, answer)
 
     async def _read_source(self, named: _Named, path: str, field: str) -> dict[str, str]:
         try:

@@ -18,6 +18,7 @@ import structlog
 
 from perdure.api.names import API_VERSION, NODE_KIND, NodeId, NodeName
 from perdure.api.node import NodeStatus, RuntimeNode, parse_node
+from perdure.api.runtime import RequestStatus
 from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.heartbeat import NODE_LEASE_SECONDS, NODE_LEASE_SELECTOR, node_of_lease
@@ -58,6 +59,26 @@ class NodeReporter:
                 path = paths.status(paths.node(name))
                 node = parse_node(await self._client.merge_patch(path, what, {"status": changes}))
             self._last = node
+        except ApiRefused as refused:
+            raise ApiUnavailable(str(refused)) from refused
+
+    async def read(self, name: NodeName) -> RuntimeNode | None:
+        """The object as it is now. Raises `ApiUnavailable`."""
+        what = f"reading RuntimeNode {name}"
+        try:
+            return _parse_node(await self._client.get(paths.node(name), what))
+        except ApiRefused as refused:
+            if refused.code == 404:
+                return None
+            raise ApiUnavailable(str(refused)) from refused
+
+    async def answer(self, name: NodeName, answer: RequestStatus) -> None:
+        """Write how a request was answered. Raises `ApiUnavailable`."""
+        what = f"answering request {answer.id} of RuntimeNode {name}"
+        fields = dict.fromkeys(("code", "message")) | msgspec.to_builtins(answer)
+        try:
+            self._last = None
+            await self._client.merge_patch(paths.status(paths.node(name)), what, {"status": {"lastRequest": fields}})
         except ApiRefused as refused:
             raise ApiUnavailable(str(refused)) from refused
 
@@ -193,4 +214,4 @@ def _parse_node(raw: dict[str, Any]) -> RuntimeNode:
     try:
         return parse_node(raw)
     except (KeyError, msgspec.ValidationError) as error:
-        raise ApiUnavailable(f"listing RuntimeNodes: the answer holds what is none ({error})") from error
+        raise ApiUnavailable(f"reading RuntimeNodes: the answer holds what is none ({error})") from error

@@ -60,8 +60,12 @@ def status_patch(old: RuntimeStatus, new: RuntimeStatus, now: str) -> dict[str, 
 
 
 def node_status_patch(old: NodeStatus, new: NodeStatus, now: str) -> dict[str, Any]:
-    """The same for a RuntimeNode."""
-    merged = msgspec.structs.replace(new, conditions=merge_conditions(old.conditions, new.conditions, now))
+    """The same for a RuntimeNode; the answer to the last request stays, unless there is another one."""
+    merged = msgspec.structs.replace(
+        new,
+        conditions=merge_conditions(old.conditions, new.conditions, now),
+        last_request=new.last_request or old.last_request,
+    )
     before, after = msgspec.to_builtins(old), msgspec.to_builtins(merged)
     return {} if before == after else _difference(before, after)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from psycopg import sql
 from psycopg.rows import DictRow
@@ -18,10 +19,11 @@ from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
+from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
-from perdure.reconcile.ports.ledger import Binding, Lease, LedgerIdentity
+from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
 
 _TOKEN_BYTES = 16
 
@@ -108,19 +110,14 @@ class PostgresAgentLedger:
     async def acquire(self, key: str, ttl: float) -> Lease:
         """`ttl` in seconds. If an answer was lost, the repetition takes over what the first try took."""
         asked_at = self._monotonic()
-        token = secrets.token_hex(_TOKEN_BYTES)
-        row = await self._database.row(
-            f"taking the lease {key}",
-            leases.ACQUIRE,
-            {"installation": self._installation, "key": key, "holder": self._node, "token": token, "ttl": ttl},
-        )
-        if row is None:
-            raise PortError(
-                f"taking the lease {key}: another node holds it; it is tried again when that lease is given back or "
-                "has run out",
-                reason=Reason.IN_PROGRESS,
-            )
-        return Lease(key, token, row["fence"], asked_at + ttl)
+        doing, token = f"taking the lease {key}", _new_token(key)
+        parameters = {"installation": self._installation, "key": key}
+        mine = {**parameters, "holder": self._node, "token": token, "ttl": ttl}
+        row = await self._database.row(doing, leases.ACQUIRE, mine)
+        if row is not None:
+            return Lease(key, token, row["fence"], asked_at + ttl)
+        other = await self._database.row(doing, leases.HOLDER, parameters)
+        raise LeaseBusy(key, f"node {other['holder']}", other["seconds"]) if other else LeaseBusy(key, "nobody", 0)
 
     async def renew(self, lease: Lease, ttl: float) -> Lease:
         """A lease that has run out can be renewed as long as nobody took it."""
@@ -130,6 +127,19 @@ class PostgresAgentLedger:
         if await self._database.row(doing, leases.RENEW, parameters) is None:
             raise leases.stale(doing, lease)
         return Lease(lease.key, lease.token, lease.fence, asked_at + ttl)
+
+    async def renew_all(self, leases_: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        asked_at = self._monotonic()
+        parameters = {
+            "installation": self._installation,
+            "ttl": ttl,
+            "keys": [lease.key for lease in leases_],
+            "tokens": [lease.token for lease in leases_],
+            "fences": [lease.fence for lease in leases_],
+        }
+        rows = await self._database.rows(f"renewing {len(leases_)} leases", leases.RENEW_ALL, parameters)
+        ours = {row["key"] for row in rows}
+        return tuple(replace(lease, expires_at=asked_at + ttl) for lease in leases_ if lease.key in ours)
 
     async def release(self, lease: Lease) -> None:
         """Not ours any more: nothing."""
@@ -190,6 +200,37 @@ class PostgresAgentLedger:
         row = await self._fenced(doing, catalogue.PUT_AWAY, parameters, lease)
         if not row["done"]:
             raise LedgerUnavailable(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}, not as verified")
+
+    async def catalogued(self, found: ArchiveFacts) -> Catalogued:
+        parameters = {
+            "installation": self._installation,
+            "sequence": found.sequence,
+            "uid": found.uid,
+            "snapshot_key": found.snapshot_key,
+            "sha256": found.sha256,
+        }
+        doing = f"looking archive {found.sequence} up in the catalogue"
+        row = await self._database.row(doing, catalogue.CATALOGUED, parameters)
+        return Catalogued(row["it"]) if row is not None else Catalogued.NOTHING
+
+    async def enter_archive(
+        self, found: ArchiveFacts, ref: RuntimeRef, request: str, node: NodeName, lease: Lease, *, all_there_is: bool
+    ) -> Catalogued:
+        doing = f"entering archive {found.sequence} of {ref} again"
+        known = await self.catalogued(found)
+        if known not in (Catalogued.NOTHING, Catalogued.UNFINISHED):
+            return known
+        await self._database.row(doing, catalogue.USE_UP, {"sequence": found.sequence})
+        parameters = {
+            **catalogue.entry_parameters(self._installation, found, ref),
+            "operation": entry_operation_id(ref.uid, found.sequence, found.sha256),
+            "request": request,
+            "node_name": node,
+            "all_there_is": all_there_is,
+            "message": f"archive {found.sequence} was entered into the catalogue again, as its manifest says",
+        }
+        row = await self._fenced(doing, catalogue.ENTER, parameters, lease)
+        return Catalogued.SAME if row["done"] else await self.catalogued(found)
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         return await self._archives_of(identity, "archives", catalogue.OF_IDENTITY, {"node_id": node})
@@ -261,3 +302,15 @@ class PostgresAgentLedger:
             },
         )
         return row is not None and row["held"]
+
+
+def _new_token(key: str) -> str:
+    """Raises `PortError` where the machine has no randomness to give: a token that can be guessed protects nothing."""
+    try:
+        return secrets.token_hex(_TOKEN_BYTES)
+    except (OSError, NotImplementedError) as error:
+        raise PortError(
+            f"taking the lease {key}: the machine gives no random numbers ({error}); see getrandom(2) and /dev/urandom",
+            reason=Reason.INTERNAL_ERROR,
+            of_node=True,
+        ) from error

@@ -12,8 +12,11 @@ from typing import Any
 import msgspec
 from psycopg import sql
 
+from perdure.api.archive import object_name
+from perdure.api.names import InstallationId, RuntimeRef
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.ledger.leases import HELD
+from perdure.ledger.operations import identity_parameters
 from perdure.plan.world import ArchiveFacts
 
 BEGIN = sql.SQL(f"""
@@ -101,6 +104,72 @@ SELECT * FROM archives
  ORDER BY sequence
 """)
 
+FARTHEST = 1_000_000
+"""How far beyond the newest sequence that is known one may be that was given out in a time that is lost."""
+
+CATALOGUED = sql.SQL(f"""
+SELECT CASE
+           WHEN known.sequence IS NULL AND %(sequence)s > last_value + {FARTHEST} THEN 'too_far'
+           WHEN known.sequence IS NULL THEN 'nothing'
+           WHEN known.state = 'quarantined' THEN 'quarantined'
+           WHEN known.state IN ('purging', 'purged') THEN 'purged'
+           WHEN (known.uid, known.snapshot_key) <> (%(uid)s, %(snapshot_key)s) THEN 'other'
+           WHEN known.state = 'writing' THEN 'unfinished'
+           WHEN known.sha256 = %(sha256)s THEN 'same'
+           ELSE 'other'
+       END AS it
+  FROM archive_sequences
+  LEFT JOIN archives AS known ON known.installation = %(installation)s AND known.sequence = %(sequence)s
+""")
+
+ENTER = sql.SQL(f"""
+WITH {HELD}, entered AS (
+    INSERT INTO archives AS known (
+        installation, sequence, operation, state, uid, namespace_uid, kind, namespace, name, store, node_id,
+        snapshot_key, image, image_digest, chain_id, sha256, bytes, entries, uncompressed_bytes, empty, object_name,
+        verified_at, put_away_at
+    )
+    SELECT %(installation)s, %(sequence)s, %(operation)s, 'verified', %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s,
+           %(name)s, %(store)s, %(node_id)s, %(snapshot_key)s, %(image)s, %(image_digest)s, %(chain_id)s, %(sha256)s,
+           %(bytes)s, %(entries)s, %(uncompressed_bytes)s, %(empty)s, %(object_name)s, now(),
+           CASE WHEN %(all_there_is)s THEN now() END
+      FROM held
+    ON CONFLICT (installation, sequence) DO UPDATE
+       SET state = 'verified', verified_at = now(), store = excluded.store, node_id = excluded.node_id,
+           sha256 = excluded.sha256, bytes = excluded.bytes, entries = excluded.entries,
+           uncompressed_bytes = excluded.uncompressed_bytes, empty = excluded.empty, object_name = excluded.object_name,
+           put_away_at = excluded.put_away_at
+     WHERE known.state = 'writing' AND (known.uid, known.snapshot_key) = (excluded.uid, excluded.snapshot_key)
+    RETURNING sequence
+), newest AS (
+    -- What that life last had, as far as anybody knows: a snapshot's key ends in its number.
+    UPDATE runtimes SET snapshot_key = %(snapshot_key)s, version = version + 1, updated_at = now()
+      FROM entered
+     WHERE runtimes.installation = %(installation)s AND runtimes.uid = %(uid)s AND runtimes.released_at IS NULL
+       AND runtimes.snapshot_key IS NOT NULL AND %(all_there_is)s
+       AND substring(runtimes.snapshot_key FROM '[0-9]+$')::bigint < substring(%(snapshot_key)s FROM '[0-9]+$')::bigint
+), told AS (
+    INSERT INTO operations (
+        installation, id, uid, namespace_uid, kind, namespace, name, node_name, op, source, fence, outcome, message,
+        image, correlation, started_at, finished_at, month
+    )
+    SELECT %(installation)s, %(operation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
+           'adopt', 'admin_cli', held.fence, 'success', %(message)s, %(image)s, %(request)s, now(), now(),
+           operation_month(%(installation)s, %(operation)s, extract(epoch FROM now())::double precision)
+      FROM held, entered
+    ON CONFLICT (installation, id, month) DO NOTHING
+)
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM entered) AS done
+""")
+
+# Sequences only ever rise, whoever draws at the same time.
+USE_UP = sql.SQL("""
+SELECT max(drawn) FROM (
+    SELECT nextval('archive_sequences') AS drawn
+      FROM generate_series(1, GREATEST(0, %(sequence)s - (SELECT last_value FROM archive_sequences)))
+) AS used_up
+""")
+
 LATEST = """
 (SELECT to_jsonb(latest) FROM archives AS latest
   WHERE latest.installation = %(installation)s AND latest.namespace_uid = %(namespace_uid)s
@@ -135,6 +204,11 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
               WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
                 AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
                 AND other.snapshot_key IS NOT NULL AND other.released_at IS NULL
+                AND NOT EXISTS (SELECT FROM archives AS held
+                                 WHERE held.installation = other.installation AND held.uid = other.uid
+                                   AND held.namespace_uid = other.namespace_uid AND held.kind = other.kind
+                                   AND held.name = other.name AND held.state = 'verified'
+                                   AND held.put_away_at IS NOT NULL AND held.snapshot_key = other.snapshot_key)
               ORDER BY other.created_at, other.uid) AS unarchived,
        ARRAY(SELECT old.sequence FROM archives AS old
               WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
@@ -185,6 +259,26 @@ UPDATE archives SET retain = %(retain)s
 def archive_facts(row: Mapping[str, Any]) -> ArchiveFacts:
     """A row of `archives` (or its JSON), typed. Columns that are not facts are left out."""
     return msgspec.convert(row, ArchiveFacts)
+
+
+def entry_parameters(installation: InstallationId, found: ArchiveFacts, ref: RuntimeRef) -> dict[str, object]:
+    """All of an archive that its manifest tells."""
+    return {
+        **identity_parameters(installation, ref),
+        "sequence": found.sequence,
+        "store": found.store,
+        "node_id": found.node_id,
+        "snapshot_key": found.snapshot_key,
+        "image": found.image,
+        "image_digest": found.image_digest,
+        "chain_id": found.chain_id,
+        "sha256": found.sha256,
+        "bytes": found.bytes,
+        "entries": found.entries,
+        "uncompressed_bytes": found.uncompressed_bytes,
+        "empty": found.empty,
+        "object_name": object_name(ref.kind, ref.name, found.sequence),
+    }
 
 
 def restore_parameters(restore: Restore) -> dict[str, object]:

@@ -21,7 +21,7 @@ UNDER_WAY = "under_way"
 
 COLUMNS = """
 installation, id, uid, kind, namespace, name, node_name, op, source, fence, before, after, outcome, error_code, message,
-image, snapshot_key, started_at, finished_at, recorded_at
+image, snapshot_key, correlation, started_at, finished_at, recorded_at
 """
 
 READER = DatabaseSettings(connections=1, connect_seconds=3.0)
@@ -53,6 +53,8 @@ class HistoryQuery:
     """With time zone, as `until`: when it was begun, by its node's clock."""
     until: datetime | None = None
     """Exclusive."""
+    correlation: str | None = None
+    """Of one cause."""
 
     def __str__(self) -> str:
         if self.name is not None:
@@ -81,6 +83,8 @@ class HistoryRow:
     message: str | None
     image: str | None
     snapshot_key: str | None
+    correlation: str | None
+    """The same for all that one cause brought about; what was recorded by older versions has none."""
     started_at: datetime | None
     """In UTC, as all times here."""
     finished_at: datetime | None
@@ -127,7 +131,7 @@ def page_statement(query: HistoryQuery) -> sql.SQL:
 
 def conditions(query: HistoryQuery) -> list[str]:
     """All but those on outcomes, which change."""
-    equal = ("kind", "namespace", "name", "installation")
+    equal = ("kind", "namespace", "name", "installation", "correlation")
     found = [f"{column} = %({column})s" for column in equal if getattr(query, column) is not None]
     if query.uid:
         found.append("uid LIKE %(uid)s")
@@ -170,6 +174,7 @@ def parameters(query: HistoryQuery) -> dict[str, object]:
         "sources": list(query.sources),
         "since": query.since,
         "until": query.until,
+        "correlation": query.correlation,
     }
 
 

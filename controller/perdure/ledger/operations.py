@@ -14,19 +14,20 @@ from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 _STARTED_VALUES = """
     %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
-    %(op)s, %(source)s, {fence}, %(before)s, %(image)s, to_timestamp(%(at)s),
+    %(op)s, %(source)s, {fence}, %(before)s, %(image)s, %(correlation)s, to_timestamp(%(at)s),
     operation_month(%(installation)s, %(id)s, %(at)s)
 """
 _STARTED_INSERT = """
 INSERT INTO operations (
     installation, id, uid, namespace_uid, kind, namespace, name, node_name,
-    op, source, fence, before, image, started_at, month
+    op, source, fence, before, image, correlation, started_at, month
 )
 """
 _STARTED_CONFLICT = """
 ON CONFLICT (installation, id, month) DO UPDATE
    SET op = COALESCE(operations.op, excluded.op), source = COALESCE(operations.source, excluded.source),
        before = COALESCE(operations.before, excluded.before), image = COALESCE(operations.image, excluded.image),
+       correlation = COALESCE(operations.correlation, excluded.correlation),
        started_at = COALESCE(operations.started_at, excluded.started_at),
        fence = GREATEST(operations.fence, excluded.fence)
 """
@@ -105,6 +106,7 @@ def started_parameters(installation: InstallationId, row: OperationStarted, node
         "source": row.source,
         "before": row.before,
         "image": row.image or None,
+        "correlation": row.correlation or None,
         "at": row.at,
     }
 

@@ -14,6 +14,7 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan import data, first_rules
 from perdure.plan.certainty import Present
+from perdure.plan.drift import plan_absent
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import (
@@ -41,10 +42,11 @@ def plan_deletion(world: World, runtime: Runtime, now: float) -> Plan:
 
 
 def plan_gone(world: World, now: float) -> Plan:
-    """The plan for a life whose object is proven gone. Only a deletion that was seen and journalled is acted on."""
+    """The plan for a life whose object is proven gone. Only a deletion that was seen and journalled is acted on; without
+    one there may be a record to tidy up (`drift`)."""
     record = world.record
     if not record.deletion_seen:
-        return Plan()
+        return plan_absent(world, now)
     ghost = _ghost(record)
     scene = Scene(world, ghost, now, StatusDraft(world, ghost))
     return replace(_first_answer(_RULES_WHEN_GONE, scene), status=None)

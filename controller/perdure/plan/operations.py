@@ -10,7 +10,19 @@ from perdure.api.names import OperationId, Uid
 from perdure.api.phases import Phase
 from perdure.api.request import RequestId
 from perdure.plan.steps import Begin, Finish
-from perdure.plan.world import AnsweredRequest, Code, Op, OpenOperation, Outcome, Record, Source
+from perdure.plan.world import (
+    AnsweredRequest,
+    Code,
+    Gone,
+    Op,
+    OpenOperation,
+    Outcome,
+    Record,
+    Source,
+    Terminating,
+    Wanted,
+    World,
+)
 
 TOWARDS_RUNNING = frozenset({Op.START, Op.RESTORE, Op.RESTART, Op.ADOPT})
 """Each of these ends when a task runs: whichever is open goes on, whatever began it."""
@@ -42,6 +54,42 @@ def operation_id(uid: Uid, numbered_from: float, n: int) -> OperationId:
 def request_operation_id(uid: Uid, request: RequestId) -> OperationId:
     """The id of the operation that a request is answered with where nothing is to be done."""
     return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/request/{request}")))
+
+
+def entry_operation_id(uid: Uid, sequence: int, sha256: str) -> OperationId:
+    """The id of the operation that entered an archive into the catalogue again."""
+    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/archive/{sequence}/{sha256}")))
+
+
+def correlation(world: World, source: Source, request: RequestId | None) -> str:
+    """The id of what is behind an operation that begins now: the same for each operation that it brings about.
+
+    A request has its own. A deletion, an edit of the spec, the end of a process and the end of its time are told by the
+    life and what is known of each, so that a repetition after a crash has the same id.
+    """
+    if request is not None:
+        return request
+    record, desired = world.record, world.desired
+    cause = f"vanished/{record.numbered_from!r}/{record.operations}"
+    match desired:
+        case Terminating():
+            cause = "deletion"
+        case Gone() if record.deletion_seen:
+            cause = "deletion"
+        case Wanted(runtime):
+            cause = _cause(record, source, runtime.generation)
+    return str(uuid.uuid5(_NAMESPACE, f"{world.ref.uid}/cause/{cause}"))
+
+
+def _cause(record: Record, source: Source, generation: int) -> str:
+    match source:
+        case Source.KUBECTL | Source.ADMIN_CLI:
+            return f"generation/{generation}"
+        case Source.AUTO_TTL:
+            return f"expired/{record.stopped_at!r}"
+        case Source.NODE_EVENT | Source.AUTO_RECONCILE:
+            # What runs since then has ended, or was found to be otherwise than it should be.
+            return f"since/{record.started_at!r}" if record.started_at is not None else f"found/{record.operations}"
 
 
 def answered(operation: OpenOperation, finish: Finish) -> AnsweredRequest | None:

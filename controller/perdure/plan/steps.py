@@ -86,6 +86,16 @@ class RecordPutAway:
 
 
 @dataclass(frozen=True, slots=True)
+class Dispose:
+    """Drop the record of a life that has nothing on this node and no object any more: a whole operation in one row.
+
+    Nothing is removed by it, and the life is not over by it: should the object come back, the ledger knows what it had.
+    """
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Forget:
     """Drop the record of a life that is over."""
 
@@ -209,6 +219,7 @@ Step = (
     | Note
     | Answer
     | RecordPutAway
+    | Dispose
     | Forget
     | EnsureImage
     | PrepareWorkspace

@@ -201,6 +201,8 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     REPLAY_NO_OP = "replay_no_op"
     INVALID_REQUEST = "invalid_request"
+    SKIPPED_BUSY = "skipped_busy"
+    """Somebody else was at work on it: it is looked at again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,8 @@ class OpenOperation:
     """Its intent row is where it has to be. False: journalled, and not known to be in the ledger yet."""
     request: RequestId | None = None
     """The request by annotation that its end answers."""
+    correlation: str = ""
+    """Of what else the same cause brings about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,6 +326,9 @@ class Terminating:
 @dataclass(frozen=True, slots=True)
 class Gone:
     """The API server said 404, or showed another uid under the name, when asked for exactly this object."""
+
+    confirmed: bool = False
+    """It was said twice, with the grace period in between."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Counts what is on a node and whose it is: wakes the runtimes that have something here, and lists what nobody claims.
 
 Taken at start, after each resync and when the engine's event stream had a gap. It changes nothing itself: data of ours
-that no object claims stays pinned and is told to people, foreign things are not even seen.
+that no object claims stays pinned, and it is told to people; so is what is not ours, and what is on record but not there.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from perdure.reconcile.queue import KeyedQueue
 MAX_LISTED_ORPHANS = 100
 """In the RuntimeNode's status; the metric counts them all."""
 
+MAX_NAMED = 5
+"""In a message; so that it stays the same, and is not written anew, when only the order changes, names are sorted."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -44,6 +47,7 @@ class Post:
     guards: Guards
     queue: KeyedQueue[Uid]
     count_orphans: Callable[[int], None]
+    count_strangers: Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,14 @@ class NodeDescription:
     allocatable: NodeAmounts
 
 
+@dataclass(frozen=True, slots=True)
+class _Drift:
+    """What is there and not ours, and what is on record and not there."""
+
+    strangers: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+
 class Census:
     """One per agent."""
 
@@ -63,6 +75,7 @@ class Census:
         self._post = post
         self._node = node
         self._one_at_a_time = asyncio.Lock()
+        self._told: _Drift | None = None
 
     async def take(self) -> None:
         """Wake everything that is on record or on the engine, then report the node. Raises `PortError` only from the
@@ -84,7 +97,34 @@ class Census:
         if isinstance(inventory, Present):
             post.count_orphans(len(orphans))
         why = inventory.why if isinstance(inventory, Unknown) else None
-        await post.cluster.report_node(self._node.name, await self._status(why, orphans))
+        strangers = await post.engine.strangers()
+        drift = None
+        if isinstance(inventory, Present) and isinstance(strangers, Present):
+            drift = self._notice(_Drift(strangers.it, self._lost(owned)))
+        await post.cluster.report_node(self._node.name, await self._status(why, orphans, drift or self._told))
+
+    def _lost(self, owned: tuple[Owned, ...]) -> tuple[str, ...]:
+        """Lives whose newest data is neither here nor archived, as far as nobody else tells of them: they have no object."""
+        here = {snapshot.key for found in owned for snapshot in found.snapshots}
+        lost = []
+        for uid, record in self._post.journal.records().items():
+            workspace = record.workspace
+            given_up = record.released or record.force_released or self._post.objects.get(uid) is not None
+            if given_up or workspace is None or not workspace.ever_started or workspace.key in here:
+                continue
+            if workspace.archived is None or workspace.archived.snapshot_key != workspace.key:
+                lost.append(f"{record.ref} (uid {uid})")
+        return tuple(sorted(lost))
+
+    def _notice(self, drift: _Drift) -> _Drift:
+        """Count it, and write it down once for each change."""
+        self._post.count_strangers(len(drift.strangers))
+        before, self._told = self._told or _Drift(), drift
+        if drift.strangers != before.strangers:
+            log.warning("strangers_on_the_engine", count=len(drift.strangers), some=drift.strangers[:MAX_NAMED])
+        if drift.lost != before.lost:
+            log.error("data_of_records_is_missing", count=len(drift.lost), some=drift.lost[:MAX_NAMED])
+        return drift
 
     def _is_orphan(self, found: Owned) -> bool:
         """Data without an object. A life whose deletion is under way is not one yet, one released by force is."""
@@ -93,7 +133,9 @@ class Census:
         record = self._post.journal.record(found.ref.uid)
         return record is None or record.force_released or not record.deletion_seen
 
-    async def _status(self, engine_away: str | None, orphans: tuple[OrphanEntry, ...]) -> NodeStatus:
+    async def _status(
+        self, engine_away: str | None, orphans: tuple[OrphanEntry, ...], drift: _Drift | None
+    ) -> NodeStatus:
         info = EngineInfo("", "")
         if engine_away is None:
             try:
@@ -107,7 +149,8 @@ class Census:
             engine_version=info.version,
             capacity=self._node.capacity,
             allocatable=self._node.allocatable,
-            conditions=self._conditions(engine_away, await self._post.sandbox.problem(), orphans),
+            conditions=self._conditions(engine_away, await self._post.sandbox.problem(), orphans)
+            + _drift_conditions(drift),
             runtimes=bound,
             orphans=orphans[:MAX_LISTED_ORPHANS],
         )
@@ -116,7 +159,7 @@ class Census:
         self, engine_away: str | None, network: PortError | None, orphans: tuple[OrphanEntry, ...]
     ) -> tuple[Condition, ...]:
         freeze = self._post.guards.freeze
-        names = ", ".join(f"{orphan.kind}/{orphan.namespace}/{orphan.name}" for orphan in orphans[:5])
+        names = ", ".join(f"{orphan.kind}/{orphan.namespace}/{orphan.name}" for orphan in orphans[:MAX_NAMED])
         return (
             _condition("Ready", engine_away is None, Reason.ENGINE_UNAVAILABLE, engine_away or ""),
             _condition(
@@ -139,6 +182,29 @@ class Census:
                 freeze.message if freeze else "",
             ),
         )
+
+
+def _drift_conditions(drift: _Drift | None) -> tuple[Condition, ...]:
+    """None: it could not be looked at since the agent began, and nothing is said."""
+    if drift is None:
+        return ()
+    strangers, lost = ", ".join(drift.strangers[:MAX_NAMED]), ", ".join(drift.lost[:MAX_NAMED])
+    return (
+        _condition(
+            "NoStrangers",
+            not drift.strangers,
+            Reason.NOT_OURS,
+            f"{len(drift.strangers)} things in Perdure's part of the engine carry no label of this installation: "
+            f"{strangers}. They are left alone; whoever made them must remove them, or keep them in another namespace",
+        ),
+        _condition(
+            "NoDataMissing",
+            not drift.lost,
+            Reason.DATA_MISSING,
+            f"the data of {len(drift.lost)} runtimes that have no object any more is neither on this node nor archived: "
+            f"{lost}. Their records stay",
+        ),
+    )
 
 
 def _condition(type_: str, good: bool, reason: Reason, message: str) -> Condition:

@@ -18,6 +18,7 @@ from perdure.plan.steps import (
     Begin,
     CreateContainer,
     CreateSandbox,
+    Dispose,
     EnsureImage,
     Finish,
     Forget,
@@ -78,6 +79,8 @@ class Executor:
                 await self._operations.answer(step, world)
             case RecordPutAway(put_away):
                 await self._data.record_put_away(put_away, ref)
+            case Dispose():
+                await self._operations.dispose(step, world)
             case Forget():
                 await self._hands.engine.forget(ref)
                 await self._hands.journal.commit(forget=ref.uid)

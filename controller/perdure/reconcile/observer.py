@@ -25,6 +25,7 @@ from perdure.plan.world import (
     Wanted,
     World,
 )
+from perdure.reconcile.absences import Absences
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.cluster import Cluster, Objects
 from perdure.reconcile.ports.engine import Engine, EngineView
@@ -53,10 +54,17 @@ class Observer:
     """Sees the runtimes that are bound to one node."""
 
     def __init__(
-        self, eyes: Eyes, node: NodeId, guards: Guards, retries: Retries, uptime: Callable[[], Uptime] = uptime
+        self,
+        eyes: Eyes,
+        node: NodeId,
+        guards: Guards,
+        retries: Retries,
+        absences: Absences,
+        uptime: Callable[[], Uptime] = uptime,
     ) -> None:
         self._eyes = eyes
         self._node = node
+        self._absences = absences
         self._guards = guards
         self._retries = retries
         self._uptime = uptime
@@ -67,6 +75,7 @@ class Observer:
         runtime = self._eyes.objects.get(uid)
         if runtime is None or runtime.node_id is None:
             if record is None:
+                self._absences.over(uid)
                 return None
             desired = await self._ask_for(record)
         elif runtime.node_id != self._node or not runtime.protected:
@@ -78,7 +87,8 @@ class Observer:
             if live is None or live.namespace_uid is None:
                 return None
             record = Record(ref=live.ref(live.namespace_uid))
-        nothing_to_see = isinstance(desired, Unseen) or (isinstance(desired, Gone) and not record.deletion_seen)
+        undecided = isinstance(desired, Gone) and not desired.confirmed and not record.deletion_seen
+        nothing_to_see = isinstance(desired, Unseen) or undecided
         observed = Observed() if nothing_to_see else await self._observe(record.ref, record, desired)
         generation = live.generation if live is not None else 0
         return World(
@@ -95,6 +105,7 @@ class Observer:
         """The cache has no object of ours for a life that is on record: only the API server can say what that means."""
         match await self._eyes.cluster.look_up(record.ref):
             case Present(it=runtime):
+                self._absences.over(record.ref.uid)
                 if runtime.node_id not in (None, self._node):
                     return Unseen(f"bound to node {runtime.node_id} by now")
                 if runtime.node_id is None:
@@ -102,7 +113,7 @@ class Observer:
                 self._eyes.objects.put(runtime)
                 return _desired(runtime)
             case Absent():
-                return Gone()
+                return Gone(confirmed=self._absences.confirmed(record.ref.uid))
             case Unknown(why):
                 return Unseen(why)
 

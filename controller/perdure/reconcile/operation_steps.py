@@ -11,12 +11,14 @@ from dataclasses import replace
 
 import structlog
 
+from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.phases import Phase
-from perdure.plan.operations import DURABLE, answered, operation_id, request_operation_id
-from perdure.plan.steps import Answer, Begin, Finish
-from perdure.plan.world import Op, OpenOperation, Record, Source, Terminating, Wanted, World
+from perdure.plan.operations import DURABLE, answered, correlation, operation_id, request_operation_id
+from perdure.plan.steps import Answer, Begin, Dispose, Finish
+from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.ports.errors import LeaseBusy
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 log = structlog.get_logger(__name__)
@@ -39,7 +41,14 @@ class OperationSteps:
             since = record.numbered_from if record.operations else self._now()
             id_ = operation_id(ref.uid, since, n)
             operation = OpenOperation(
-                id_, step.op, step.source, self._now(), step.before, committed=not step.durable, request=step.request
+                id_,
+                step.op,
+                step.source,
+                self._now(),
+                step.before,
+                committed=not step.durable,
+                request=step.request,
+                correlation=correlation(world, step.source, step.request),
             )
             record = replace(record, operations=n, numbered_from=since, operation=operation)
         row = _intent(record, operation, _image_of(record, world))
@@ -48,13 +57,39 @@ class OperationSteps:
             # nobody knows nor lend its id to another operation.
             await self._hands.journal.commit(put=record)
             await self._hands.outbox.flush()
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            try:
+                lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            except LeaseBusy as busy:
+                if operation.op is not Op.CLEANUP:
+                    raise
+                await self._give_way(record, busy, world)
+                return
             await self._hands.ledger.begin(row, self._place.node_name, lease)
             await self._hands.journal.commit(put=replace(record, operation=replace(operation, committed=True)))
         else:
             await self._hands.journal.commit(put=record, rows=(row,))
             self._hands.outbox.poke()
         log.info("operation_started", runtime=str(ref), uid=ref.uid, op=step.op.value, source=step.source.value)
+
+    async def _give_way(self, record: Record, busy: LeaseBusy, world: World) -> None:
+        """Nothing was touched: a person is told so, and a sweep comes again. Raises `busy` for a sweep."""
+        operation, known = record.operation, world.record.operation
+        if operation is None:
+            raise busy
+        before = operation.before or Phase.STOPPED
+        if operation.request is not None:
+            outcome, code = Outcome.FAILURE, Code.CONFLICT
+            message = f"{busy.holder} is at work on it; ask again when that is over"
+        else:
+            outcome, code, message = Outcome.SUPERSEDED, Code.SKIPPED_BUSY, f"{busy.holder} is at work on it"
+        self._hands.probe.finished(operation.op.value, outcome.value, code.value)
+        if known is None and operation.request is None and _was_busy(world):
+            # The history tells it already; nobody else has heard of this operation.
+            await self._hands.journal.commit(put=replace(record, operation=None))
+        else:
+            await self.finish(Finish(outcome, before, message, code=code), record.ref)
+        if operation.request is None:
+            raise busy
 
     async def finish(self, step: Finish, ref: RuntimeRef) -> None:
         record = self._hands.record(ref)
@@ -101,13 +136,29 @@ class OperationSteps:
             message=step.message,
         )
 
+    async def dispose(self, step: Dispose, world: World) -> None:
+        """The record goes in the same instant as the rows that tell of it come."""
+        ref, at = world.ref, self._now()
+        record = self._hands.record(ref, world.record)
+        since = record.numbered_from if record.operations else at
+        id_ = operation_id(ref.uid, since, record.operations + 1)
+        before = record.phase
+        source, image = Source.AUTO_RECONCILE, _image_of(record, world)
+        started = OperationStarted(
+            id_, ref, Op.DISPOSE, source, at, before, image, correlation(world, source, request=None)
+        )
+        finished = OperationFinished(id_, ref, at, Outcome.SUCCESS, before or Phase.REMOVED, message=step.message)
+        await self._hands.journal.commit(forget=ref.uid, rows=(started, finished))
+        self._hands.outbox.poke()
+        log.info("record_disposed", runtime=str(ref), uid=ref.uid, message=step.message)
+
     async def answer(self, step: Answer, world: World) -> None:
         """Both rows at once, under an id made from the request's: answered twice, it is one operation."""
         ref, answer, at = world.ref, step.answer, self._now()
         record = self._hands.record(ref, world.record)
         id_ = request_operation_id(ref.uid, answer.id)
         image = _image_of(record, world)
-        started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image)
+        started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image, answer.id)
         workspace = record.workspace
         finished = OperationFinished(
             id=id_,
@@ -133,9 +184,21 @@ class OperationSteps:
         )
 
 
+def _was_busy(world: World) -> bool:
+    """Whether the last attempt ended so, too."""
+    return world.failure is not None and (world.failure.step, world.failure.reason) == ("Begin", Reason.IN_PROGRESS)
+
+
 def _intent(record: Record, operation: OpenOperation, image: str) -> OperationStarted:
     return OperationStarted(
-        operation.id, record.ref, operation.op, operation.source, operation.started_at, operation.before, image
+        operation.id,
+        record.ref,
+        operation.op,
+        operation.source,
+        operation.started_at,
+        operation.before,
+        image,
+        operation.correlation,
     )
 
 

@@ -23,7 +23,7 @@ from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.cluster import Cluster, Objects
-from perdure.reconcile.ports.errors import PortError, StatusConflict
+from perdure.reconcile.ports.errors import LeaseBusy, PortError, StatusConflict
 from perdure.reconcile.ports.journal import Journal, OperationFinished
 from perdure.reconcile.probe import Probe
 from perdure.reconcile.queue import KeyedQueue
@@ -66,18 +66,19 @@ class Reconciler:
         """Bring one runtime as far as it gets now. Raises only what is a defect."""
         loop, clock = self._loop, asyncio.get_running_loop()
         began = clock.time()
-        outcome = "healthy"
+        outcome, failed = "healthy", None
         for _ in range(MAX_ROUNDS):
             world = await loop.observer.look(uid)
             if world is None:
                 break
             plan_ = plan(world, loop.now())
-            if outcome == "failed" and plan_.steps:
+            if failed is not None and plan_.steps:
                 # What comes before the failure in the order of the rules waits as long as what failed.
                 self._try_again_later(world)
                 break
-            if plan_.steps and not await self._do(world, plan_):
-                outcome = "failed"
+            error = await self._do(world, plan_) if plan_.steps else None
+            if error is not None:
+                failed, outcome = error, "waiting" if isinstance(error, LeaseBusy) else "failed"
             elif plan_.settled or not plan_.steps:
                 await self._settle(world, plan_)
                 if plan_.waiting is not None:
@@ -91,8 +92,8 @@ class Reconciler:
 
     # ------------------------------------------------------------------------------------------ doing
 
-    async def _do(self, world: World, plan_: Plan) -> bool:
-        """Run the plan's steps; whether all went well."""
+    async def _do(self, world: World, plan_: Plan) -> PortError | None:
+        """Run the plan's steps; what went wrong, if anything did."""
         running = asyncio.ensure_future(self._run_steps(world, plan_))
         try:
             done, _ = await asyncio.wait({running}, timeout=PUBLISH_AFTER_SECONDS)
@@ -105,9 +106,9 @@ class Reconciler:
             await asyncio.gather(running, return_exceptions=True)
             raise
         if failed is None:
-            return True
+            return None
         await self._failed(world, *failed)
-        return False
+        return failed[1]
 
     async def _run_steps(self, world: World, plan_: Plan) -> tuple[Step, PortError] | None:
         first = [step for step in plan_.steps if isinstance(step, Begin | Note)]
@@ -127,7 +128,8 @@ class Reconciler:
         try:
             await self._loop.executor.run(step, world)
         except PortError as error:
-            self._loop.probe.stepped(name, "failed", clock.time() - began)
+            busy = isinstance(error, LeaseBusy)
+            self._loop.probe.stepped(name, "busy" if busy else "failed", clock.time() - began)
             return step, error
         seconds = clock.time() - began
         self._loop.probe.stepped(name, "done", seconds)
@@ -147,8 +149,9 @@ class Reconciler:
         runtime = _runtime(world)
         generation = runtime.generation if runtime is not None else 0
         failure = loop.retries.failed(ref.uid, generation, type(step).__name__, error, loop.now())
-        log.warning(
-            "step_failed",
+        tell, event = (log.info, "lease_busy") if isinstance(error, LeaseBusy) else (log.warning, "step_failed")
+        tell(
+            event,
             runtime=str(ref),
             uid=ref.uid,
             step=failure.step,

@@ -38,7 +38,7 @@ class Metrics:
     """[place] What the one supervised loop caught; anything but 0 is a defect."""
 
     steps: Counter
-    """[step, outcome] `done`, `failed`."""
+    """[step, outcome] `done`, `failed`; `busy`: somebody else is at work on it."""
     step_seconds: Histogram
     """[step, outcome]"""
     operations: Counter
@@ -58,6 +58,7 @@ class Metrics:
     runtimes: Gauge
     """[kind, phase]"""
     orphans: Gauge
+    strangers: Gauge
     frozen: Gauge
     """[reason]"""
     journal_unsent_rows: Gauge
@@ -126,6 +127,7 @@ def new_metrics() -> Metrics:
         ),
         runtimes=gauge("runtimes", "Runtimes known to this process, by phase.", "kind", "phase"),
         orphans=gauge("orphans", "Snapshots of ours on this node that no object claims; their data is kept."),
+        strangers=gauge("strangers", "Things in Perdure's part of the engine without a label of this installation."),
         frozen=gauge("frozen", "1 while nothing destructive is done on this node until a person has looked.", "reason"),
         journal_unsent_rows=gauge(
             "journal_unsent_rows", "Rows in the node journal that the ledger has not confirmed yet."

@@ -13,7 +13,7 @@ from perdure.api.names import InstallationId, Kind
 from perdure.api.phases import Phase
 from perdure.cli.blocking import block_on
 from perdure.cli.main import main
-from perdure.cli.top import size
+from perdure.cli.output import size
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
@@ -50,6 +50,7 @@ async def fill(url: str) -> None:
 def ledger_url(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     block_on(fill(database_url))
     monkeypatch.setenv("PERDURE_DATABASE_URL", database_url)
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
     return database_url
 
 
@@ -76,6 +77,8 @@ def test_everything_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
         ("node-b", "verified", 1, 10**12),
     ]
     assert told["orphans"] == [{"node": "a", "count": 1}]
+    assert told["prospects"]["due"] == []
+    assert "no kubeconfig" in told["prospects"]["problem"]
 
 
 @pytest.mark.env
@@ -102,8 +105,11 @@ def test_an_empty_ledger_is_shown_as_empty(
 
     block_on(make())
     monkeypatch.setenv("PERDURE_DATABASE_URL", database_url)
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/kubeconfig")
     assert main(["top"]) == 0
-    assert "Under way: 0\n" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "Under way: 0\n" in printed.out
+    assert "What is cleaned up next, and who waits, is not known" in printed.err
 
 
 @pytest.mark.parametrize(

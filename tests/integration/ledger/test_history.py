@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -59,6 +60,20 @@ async def test_what_was_done_under_a_lease_shows_its_fence(ledger: PostgresAgent
     await ledger.finish(finished(ref()), NAME_A, later, release=True)
     rows = await read_history(database_url, QUERY)
     assert [(row.op, row.fence, row.outcome) for row in rows] == [("purge", later.fence, "success")]
+
+
+async def test_what_one_cause_brought_about_is_found_by_its_id(ledger: PostgresAgentLedger, database_url: str) -> None:
+    stop, clean = (replace(started(ref(), n, at=float(n)), correlation="cause-1") for n in (1, 2))
+    await ledger.apply([stop, finished(ref(), 1), started(ref(), 3)], NAME_A)
+    lease = await ledger.acquire("key", TTL)
+    await ledger.begin(clean, NAME_A, lease)
+    await ledger.apply([finished(ref(), 2)], NAME_A)
+    await ledger.apply([finished(ref("other"), 4), replace(started(ref("other"), 4), correlation="cause-2")], NAME_A)
+    rows = await read_history(database_url, HistoryQuery(correlation="cause-1"))
+    assert sorted(row.id for row in rows) == ["uid-1/1", "uid-1/2"]
+    assert [row.id for row in await read_history(database_url, HistoryQuery(correlation="cause-2"))] == ["other/4"]
+    everything = {row.id: row.correlation for row in await read_history(database_url, HistoryQuery())}
+    assert everything["uid-1/3"] is None
 
 
 async def test_a_forced_release_is_told_with_its_reason(ledger: PostgresAgentLedger, database_url: str) -> None:

@@ -39,6 +39,7 @@ STARTED = HistoryRow(
     message=None,
     image="img:1",
     snapshot_key="br-6c0d-1",
+    correlation="7f3a91c0",
     started_at=NOON,
     finished_at=NOON + timedelta(milliseconds=83),
     recorded_at=NOON,
@@ -177,11 +178,24 @@ def test_the_table_tells_one_operation_per_line(ledger: Ledger, capsys: pytest.C
     assert end_only.split()[2:] == ["6c0d2a54", "?", "?", "superseded", "-", "-"]
 
 
-def test_wide_also_tells_node_phases_image_and_snapshot(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wide_also_tells_node_phases_image_snapshot_and_cause(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
     ledger.rows = [STARTED]
     assert main(["history", "br/ada", "-o", "wide"]) == 0
     _header, row = capsys.readouterr().out.splitlines()
-    assert row.split()[-6:] == ["n1", "Stopped", "→", "Running", "img:1", "br-6c0d-1"]
+    assert row.split()[-7:] == ["n1", "Stopped", "→", "Running", "img:1", "br-6c0d-1", "7f3a91c0"]
+
+
+def test_what_one_cause_brought_about_is_asked_for_by_its_id(ledger: Ledger) -> None:
+    assert main(["history", "-A", "--correlation", "7f3a91c0"]) == 0
+    assert ledger.asked[0][1].correlation == "7f3a91c0"
+
+
+def test_an_id_of_a_cause_that_cannot_be_one_is_refused(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "-A", "--correlation", "no such thing"]) == 2
+    assert "is no id of a cause" in capsys.readouterr().err
+    assert ledger.asked == []
 
 
 def test_json_has_every_field(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,9 +101,9 @@ def test_with_debug_the_traceback_is_shown() -> None:
     assert "Traceback (most recent call last)" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["history", "top"])
+@pytest.mark.parametrize("command", ["history", "top", "archive ls", "archive reindex"])
 def test_help_of_a_command_teaches_by_examples_and_imports_nothing_heavy(command: str) -> None:
-    done = run("-X", "importtime", "-m", "perdure.cli.main", command, "--help")
+    done = run("-X", "importtime", "-m", "perdure.cli.main", *command.split(), "--help")
     assert done.returncode == 0
     assert f"\n  Examples:\n    perdure {command}" in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}

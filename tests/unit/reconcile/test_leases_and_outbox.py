@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from contextlib import AsyncExitStack
 
 import pytest
 from tests.fakes.journal import FakeJournal
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.unit.journal.samples import rows
 
-from perdure.api.names import NodeId, NodeName, Uid
-from perdure.reconcile.leases import RENEWALS_PER_TTL, TTL_SECONDS, LeaseKeeper
+from perdure.api.names import InstallationId, NodeId, NodeName, Uid
+from perdure.ledger.agent import PostgresAgentLedger
+from perdure.ledger.database import Database
+from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, TTL_SECONDS, LeaseKeeper
 from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
-from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
+from perdure.reconcile.ports.ledger import Lease
+from perdure.reconcile.retries import Retries
 
 UID = Uid("uid-1")
 NODE = NodeId("node-1")
@@ -161,6 +166,96 @@ async def test_a_renewal_that_fails_is_tried_again_while_the_lease_is_good() -> 
         await asyncio.sleep(TTL_SECONDS)
         assert timed.tables.leases[UID].fence == lease.fence
         assert timed.tables.leases[UID].expires_at > timed.now()
+
+
+@pytest.mark.looptime
+async def test_whatever_goes_on_at_once_is_renewed_in_one_statement_for_each_interval() -> None:
+    timed, calls = Timed(), []
+    ledger = FakeAgentLedger(NODE, timed.tables, on_call=lambda name, when: calls.append((name, when)))
+    keeper = LeaseKeeper(ledger, timed.now)
+    uids = [Uid(f"uid-{n}") for n in range(50)]
+    async with AsyncExitStack() as works:
+        for uid in uids:
+            await works.enter_async_context(keeper.kept(uid))
+        calls.clear()
+        await asyncio.sleep(4 * RENEWAL_SECONDS + 1)
+        assert [name for name, when in calls if when == "before"] == ["ledger.renew_all"] * 4
+        assert all(timed.tables.leases[uid].expires_at > timed.now() + 2 * RENEWAL_SECONDS for uid in uids)
+    calls.clear()
+    await asyncio.sleep(10 * TTL_SECONDS)
+    assert calls == []
+
+
+@pytest.mark.looptime
+async def test_one_that_was_taken_over_does_not_keep_the_others_from_being_renewed() -> None:
+    timed, other = Timed(), Uid("uid-2")
+    async with timed.keeper.kept(UID), timed.keeper.kept(other) as lease:
+        await FakeAgentLedger(NODE, timed.tables).acquire(UID, TTL_SECONDS)
+        await asyncio.sleep(2 * TTL_SECONDS)
+        assert timed.tables.leases[other].fence == lease.fence
+        assert timed.tables.leases[other].expires_at > timed.now()
+        assert timed.tables.leases[UID].expires_at < timed.now()
+
+
+@pytest.mark.looptime
+async def test_a_lease_is_given_back_although_whoever_gave_it_back_was_cancelled() -> None:
+    timed, asked = Timed(), asyncio.Event()
+
+    class Slow(FakeAgentLedger):
+        async def release(self, lease: Lease) -> None:
+            asked.set()
+            await asyncio.sleep(3)
+            await super().release(lease)
+
+    keeper = LeaseKeeper(Slow(NODE, timed.tables), timed.now)
+    await keeper.hold(UID, 10)
+    caller = asyncio.create_task(keeper.release(UID))
+    await asked.wait()
+    caller.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    await asyncio.sleep(3)
+    await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
+
+
+@pytest.mark.looptime
+async def test_a_release_has_a_deadline_of_its_own() -> None:
+    timed = Timed()
+
+    class Silent(FakeAgentLedger):
+        async def release(self, lease: Lease) -> None:
+            await asyncio.Event().wait()
+
+    keeper = LeaseKeeper(Silent(NODE, timed.tables), timed.now)
+    await keeper.hold(UID, 10)
+    began = timed.now()
+    await keeper.release(UID)
+    assert timed.now() - began == pytest.approx(RELEASE_SECONDS)
+
+
+@pytest.mark.looptime
+async def test_a_dead_holder_is_succeeded_within_a_second_after_its_time() -> None:
+    timed, retries = Timed(), Retries()
+    await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
+    died = timed.now()
+    while True:
+        try:
+            await timed.keeper.hold(UID, 10)
+            break
+        except LeaseBusy as busy:
+            await asyncio.sleep(retries.failed(UID, 1, "Begin", busy, timed.now()).retry_at - timed.now())
+    assert TTL_SECONDS <= timed.now() - died <= TTL_SECONDS + 1
+
+
+@pytest.mark.parametrize("error", [OSError("getrandom: not there"), NotImplementedError("no source")])
+async def test_a_machine_without_randomness_takes_no_lease(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_bytes: int) -> str:
+        raise error
+
+    monkeypatch.setattr("perdure.ledger.agent.secrets.token_hex", fail)
+    ledger = PostgresAgentLedger(Database("host=/nonexistent dbname=none"), InstallationId("cluster"), NODE)
+    with pytest.raises(PortError, match="no random numbers"):
+        await ledger.acquire(UID, TTL_SECONDS)
 
 
 @pytest.mark.looptime

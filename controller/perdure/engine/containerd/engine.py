@@ -71,6 +71,9 @@ class ContainerdEngine:
     async def inventory(self) -> Certain[tuple[Owned, ...]]:
         return await self._observer.inventory()
 
+    async def strangers(self) -> Certain[tuple[str, ...]]:
+        return await self._observer.strangers()
+
     async def image(self, name: str) -> Certain[ImageFacts]:
         return await self._images.find(name)
 

@@ -20,6 +20,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId
 from perdure.api.runtime import PullPolicy
 from perdure.engine.containerd.errors import AlreadyExists, NotFound
+from perdure.engine.containerd.labels import UNPACK_PREFIX
 from perdure.engine.containerd.messages import Descriptor
 from perdure.engine.containerd.services import Services, expiry_label
 from perdure.engine.image_names import InvalidImageName, normalise
@@ -278,7 +279,7 @@ class Images:
         self, layer: _Reference, diff: str, name: str, parent: str, lease: str, number: int
     ) -> None:
         snapshots = self._services.snapshots
-        key = f"unpack-{number}-{name}"
+        key = f"{UNPACK_PREFIX}{number}-{name}"
         try:
             mounts = await snapshots.prepare(key, parent, {}, lease)
         except AlreadyExists:

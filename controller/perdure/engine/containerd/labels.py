@@ -13,6 +13,9 @@ from perdure.engine.containerd.messages import ContainerRecord, SnapshotInfo
 from perdure.plan.world import ContainerFacts, SnapshotFacts, Workspace
 from perdure.reconcile.ports.errors import EngineRefused
 
+UNPACK_PREFIX = "unpack-"
+"""Of the keys of snapshots that an image's layers are unpacked into; they are nobody's, and carry no labels."""
+
 _CONTAINER_ID = re.compile(r"(?:br|gr)-(.+)")
 _KEY = re.compile(r"(?:br|gr)-.+-([0-9]+)")
 

@@ -15,6 +15,7 @@ from perdure.api.names import ContainerId, RuntimeRef, SnapshotKey, Uid
 from perdure.engine.containerd import oom
 from perdure.engine.containerd.errors import NotFound
 from perdure.engine.containerd.labels import (
+    UNPACK_PREFIX,
     UnreadableLabels,
     belongs_to,
     container_facts,
@@ -23,7 +24,7 @@ from perdure.engine.containerd.labels import (
     uid_of,
 )
 from perdure.engine.containerd.messages import ContainerRecord, Process, ProcessStatus, SnapshotInfo, SnapshotKind
-from perdure.engine.containerd.services import Services, label_filter
+from perdure.engine.containerd.services import Services, label_filter, other_label_filter
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import ContainerFacts, Exit, SnapshotFacts, TaskFacts, TaskState
@@ -174,6 +175,19 @@ class Observer:
             return await self._owned(records, snapshots, processes)
         except PortError as error:
             return Unknown(str(error))
+
+    async def strangers(self) -> Certain[tuple[str, ...]]:
+        others = other_label_filter(names.ENGINE_LABEL_INSTALLATION, self._settings.installation)
+        try:
+            records, snapshots = await asyncio.gather(
+                self._services.containers.list(others), self._services.snapshots.list(others)
+            )
+        except PortError as error:
+            return Unknown(str(error))
+        written = (info.key for info in snapshots if info.kind is SnapshotKind.ACTIVE)
+        found = [f"container {record.id}" for record in records]
+        found += [f"snapshot {key}" for key in written if not key.startswith(UNPACK_PREFIX)]
+        return Present(tuple(sorted(found)))
 
     async def _owned(
         self, records: Iterable[ContainerRecord], snapshots: Iterable[SnapshotInfo], processes: Iterable[Process]

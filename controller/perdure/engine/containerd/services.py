@@ -50,10 +50,20 @@ _VERSION = "containerd.services.version.v1.Version"
 
 
 def label_filter(label: str, value: str) -> str:
-    """A filter for things with this label (pkg/filters): strings are quoted as in Go, which for what Kubernetes allows
-    in names and uids means that quotes and backslashes are escaped."""
-    quoted = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'labels."{label}"=="{quoted}"'
+    """A filter for things with this label (pkg/filters)."""
+    return f'labels."{label}"=={_quoted(value)}'
+
+
+def other_label_filter(label: str, value: str) -> str:
+    """A filter for all the others, those without the label among them (pkg/filters: `!=` holds for what is not there)."""
+    return f'labels."{label}"!={_quoted(value)}'
+
+
+def _quoted(value: str) -> str:
+    """Strings are quoted as in Go, which for what Kubernetes allows in names and uids means that quotes and backslashes
+    are escaped."""
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 class Containers:

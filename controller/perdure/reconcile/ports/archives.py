@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,17 @@ class ArchiveRequest:
     workspace: Workspace
 
 
+@dataclass(frozen=True, slots=True)
+class StoredArchive:
+    """What lies in a store, by its own word: nothing of it is proven. `problem`: why it is not even to be asked."""
+
+    path: str
+    """Below the store's root; for people."""
+    ref: RuntimeRef | None = None
+    facts: ArchiveFacts | None = None
+    problem: str = ""
+
+
 class Archives(Protocol):
     """Stores of archives. Raises `StoreError` or `ArchiveCorrupt`."""
 
@@ -46,6 +57,9 @@ class Archives(Protocol):
 
     async def delete(self, archive: ArchiveFacts) -> None:
         """Remove the manifest, then the bytes, also of what was set aside under this sequence. Not there: nothing."""
+
+    def survey(self, installation: InstallationId) -> AsyncIterator[StoredArchive]:
+        """All that the store holds of this installation, one after the other, with what is odd there."""
 
     async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
         """Sequences of what the store holds under the name of this runtime, whatever its uid."""

@@ -17,8 +17,8 @@ from perdure.api.names import (
     RuntimeRef,
     Uid,
 )
-from perdure.api.node import NodeStatus
-from perdure.api.runtime import Runtime, RuntimeStatus
+from perdure.api.node import NodeStatus, RuntimeNode
+from perdure.api.runtime import RequestStatus, Runtime, RuntimeStatus
 from perdure.plan.certainty import Certain
 from perdure.plan.world import (
     ArchiveFacts,
@@ -73,6 +73,12 @@ class Cluster(Protocol):
         """One Event. Best effort: failures are counted and logged, not raised."""
 
     async def report_node(self, name: NodeName, status: NodeStatus) -> None: ...
+
+    async def read_node(self, name: NodeName) -> RuntimeNode | None:
+        """The node's own object, past any cache; None: there is none."""
+
+    async def answer_node(self, name: NodeName, answer: RequestStatus) -> None:
+        """Say how far a request of the node came, or how it was answered."""
 
 
 class Published(StrEnum):

@@ -112,6 +112,10 @@ class Engine(Protocol):
     async def inventory(self) -> Certain[tuple[Owned, ...]]:
         """Everything of this installation, by label; foreign things are not in it."""
 
+    async def strangers(self) -> Certain[tuple[str, ...]]:
+        """What is in our part of the engine (containers, and snapshots that can be written) without the label of this
+        installation, by kind and name. It is reported, and never touched."""
+
     async def image(self, name: str) -> Certain[ImageFacts]:
         """The image, if it is on the node and unpacked (or can be unpacked without a registry)."""
 

@@ -77,6 +77,19 @@ class LedgerUnavailable(PortError):
         super().__init__(message, reason=Reason.LEDGER_UNAVAILABLE)
 
 
+class LeaseBusy(PortError):
+    """Somebody else works at it. That is no failure: nothing was done, and it is looked at again."""
+
+    def __init__(self, key: str, holder: str, expires_in: float) -> None:
+        super().__init__(
+            f"taking the lease {key}: {holder} holds it; it is tried again when that lease is given back or has run out",
+            reason=Reason.IN_PROGRESS,
+        )
+        self.holder = holder
+        self.expires_in = max(0.0, expires_in)
+        """Seconds, if its holder does not renew it."""
+
+
 class StaleFence(PortError):
     """Somebody took the lease over: whoever gets this has lost, and observes again before anything else."""
 

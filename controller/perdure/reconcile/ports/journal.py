@@ -33,6 +33,8 @@ class OperationStarted:
     at: float
     before: Phase | None
     image: str = ""
+    correlation: str = ""
+    """The same for all that one cause brings about."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from perdure.api.names import (
@@ -53,6 +54,23 @@ class Binding:
     """(name of the port, number on the node), by name: what was demanded with it."""
 
 
+class Catalogued(StrEnum):
+    """What the catalogue has under the sequence of an archive that was found in a store."""
+
+    NOTHING = "nothing"
+    SAME = "same"
+    """This very archive, verified."""
+    UNFINISHED = "unfinished"
+    """This very archive, of which nobody has said yet that it was finished."""
+    OTHER = "other"
+    """Another archive: one of the two is not what it says."""
+    QUARANTINED = "quarantined"
+    PURGED = "purged"
+    """A person wanted it gone."""
+    TOO_FAR = "too_far"
+    """No sequence that this ledger can have given out."""
+
+
 class AgentLedger(Protocol):
     """What an agent needs of the ledger. Raises `LedgerUnavailable`, `StaleFence`."""
 
@@ -67,10 +85,13 @@ class AgentLedger(Protocol):
 
     async def acquire(self, key: str, ttl: float) -> Lease:
         """Take a lease, or take it over from an earlier process of the same node, with a higher fence.
-        Raises `PortError(InProgress)` while somebody else holds it."""
+        Raises `LeaseBusy` while somebody else holds it."""
 
     async def renew(self, lease: Lease, ttl: float) -> Lease:
         """Raises `StaleFence` when it is no longer ours."""
+
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        """All of them in one statement; returns those that are still ours."""
 
     async def release(self, lease: Lease) -> None: ...
 
@@ -88,6 +109,15 @@ class AgentLedger(Protocol):
     async def put_away(self, sequence: int, lease: Lease) -> None:
         """The snapshot that this verified archive is of was removed by a clean-up: the data is here now.
         Raises `LedgerUnavailable` if the catalogue has no such archive."""
+
+    async def catalogued(self, found: ArchiveFacts) -> Catalogued: ...
+
+    async def enter_archive(
+        self, found: ArchiveFacts, ref: RuntimeRef, request: str, node: NodeName, lease: Lease, *, all_there_is: bool
+    ) -> Catalogued:
+        """Enter an archive that lies verified in a store, with an operation's row (`adopt`), if the catalogue has nothing or
+        something unfinished there: `SAME`. Else nothing is changed, and it says what is there. No later archive gets its
+        sequence. `all_there_is`: nothing else is left of that life's data, so the data counts as put away in it."""
 
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         """Verified archives of the identity (readable on `node`, if given), oldest first."""

@@ -1,0 +1,169 @@
+"""Enters the archives of this node's store into the ledger's catalogue again, when a person asks the node to.
+
+For a ledger that was restored from a backup: what was archived since then is in the store and unknown. Manifests are the
+truth about archives, but only once the archive itself was read and is what its manifest says. Nothing is removed; what is
+odd is named and left. The agent runs one `Reindexer`; a request that a kill cut off is taken up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+import structlog
+
+from perdure.api.conditions import Reason
+from perdure.api.names import RuntimeRef, Uid
+from perdure.api.request import Request, RequestId
+from perdure.api.runtime import RequestStatus
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.world import ArchiveFacts, Code, Outcome
+from perdure.reconcile.guards import Guards
+from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.ports.archives import StoredArchive
+from perdure.reconcile.ports.errors import ArchiveCorrupt, LeaseBusy, PortError, StoreError
+from perdure.reconcile.ports.ledger import Catalogued
+
+LOOK_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0
+UNDER_WAY = "under_way"
+"""The outcome of what goes on: shown, and taken up again after a kill."""
+MAX_TOLD = 5
+"""Oddities that the answer names; the log names all."""
+
+_WHY_LEFT = {
+    Catalogued.OTHER: "the catalogue has another archive under this sequence",
+    Catalogued.QUARANTINED: "it is in quarantine",
+    Catalogued.PURGED: "it was purged, or is to be",
+    Catalogued.TOO_FAR: "its sequence is none that this ledger can have given out",
+}
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was found so far."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    odd: list[str] = field(default_factory=list)
+
+    def leave(self, path: str, why: str) -> None:
+        self.counts["left"] += 1
+        if len(self.odd) < MAX_TOLD:
+            self.odd.append(f"{path}: {why}")
+        log.warning("archive_left_alone", path=path, why=why)
+
+    def __str__(self) -> str:
+        counts = self.counts
+        text = f"{counts['entered']} archives entered, {counts['known']} were known, {counts['left']} left alone"
+        return f"{text}: {'; '.join(self.odd)}" if self.odd else text
+
+
+class Reindexer:
+    """One per agent."""
+
+    def __init__(self, hands: Hands, place: Place, guards: Guards) -> None:
+        self._hands = hands
+        self._place = place
+        self._guards = guards
+        self._lease_key = Uid(f"reindex/{place.node_id}")
+
+    async def run(self) -> None:
+        """Look for a request every few seconds, until cancelled."""
+        while True:
+            try:
+                await self.look()
+            except PortError as error:
+                log.info("node_request_not_read", error=str(error))
+            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
+
+    async def look(self) -> None:
+        """Do what the node is asked for and has not answered yet. Raises `PortError` from the API server."""
+        node = await self._hands.cluster.read_node(self._place.node_name)
+        request = node.request if node is not None else None
+        if node is None or request is None:
+            return
+        last = node.status.last_request
+        if last is not None and last.id == request.id and last.outcome != UNDER_WAY:
+            return
+        answer = await self._answer(request)
+        log.info("node_request_answered", request=answer.id, outcome=answer.outcome, message=answer.message)
+        await self._hands.cluster.answer_node(self._place.node_name, answer)
+
+    async def _answer(self, request: Request) -> RequestStatus:
+        if request.problem:
+            return _said(request.id, Outcome.FAILURE, Code.INVALID_REQUEST.value, request.problem)
+        freeze = self._guards.freeze
+        if freeze is not None and freeze.reason is Reason.IDENTITY_CHANGED:
+            return _said(request.id, Outcome.FAILURE, Code.CONFLICT.value, freeze.message)
+        tally = _Tally()
+        try:
+            async with self._hands.leases.kept(self._lease_key):
+                await self._reindex(request.id, tally)
+            await self._hands.leases.release(self._lease_key)
+        except LeaseBusy as busy:
+            return _said(request.id, Outcome.FAILURE, Code.CONFLICT.value, str(busy))
+        except PortError as error:
+            self._hands.leases.drop(self._lease_key)
+            message = f"{error}. Until then: {tally}. Ask again; what is entered stays"
+            return _said(request.id, Outcome.FAILURE, error.reason.value, message)
+        return _said(request.id, Outcome.SUCCESS, "", str(tally))
+
+    async def _reindex(self, request: RequestId, tally: _Tally) -> None:
+        clock = asyncio.get_running_loop()
+        inventory = await self._hands.engine.inventory()
+        here = frozenset(owned.ref.uid for owned in inventory.it) if isinstance(inventory, Present) else None
+        shown_at = clock.time()
+        async for found in self._hands.archives.survey(self._place.installation):
+            await self._take(found, request, here, tally)
+            if clock.time() - shown_at >= PROGRESS_SECONDS:
+                shown_at = clock.time()
+                going_on = RequestStatus(id=request, outcome=UNDER_WAY, message=str(tally)[:1024])
+                await self._hands.cluster.answer_node(self._place.node_name, going_on)
+
+    async def _take(self, found: StoredArchive, request: RequestId, here: frozenset[Uid] | None, tally: _Tally) -> None:
+        """Raises `PortError` where the ledger is away: what is not an archive's own fault ends it all."""
+        facts, ref = found.facts, found.ref
+        if facts is None or ref is None:
+            tally.leave(found.path, found.problem)
+            return
+        known = await self._hands.ledger.catalogued(facts)
+        if known in (Catalogued.NOTHING, Catalogued.UNFINISHED):
+            try:
+                await self._hands.archives.verify(facts)
+            except (ArchiveCorrupt, StoreError) as error:
+                tally.leave(found.path, str(error))
+                return
+            known = await self._enter(facts, ref, request, here)
+            tally.counts["entered"] += known is Catalogued.SAME
+        else:
+            tally.counts["known"] += known is Catalogued.SAME
+        if known is not Catalogued.SAME:
+            tally.leave(found.path, _WHY_LEFT.get(known, "somebody else is entering it"))
+
+    async def _enter(
+        self, facts: ArchiveFacts, ref: RuntimeRef, request: RequestId, here: frozenset[Uid] | None
+    ) -> Catalogued:
+        nothing_else = await self._is_nothing_else_left(ref, here)
+        lease = await self._hands.leases.hold(self._lease_key, REMOVE_SECONDS)
+        known = await self._hands.ledger.enter_archive(
+            facts, ref, request, self._place.node_name, lease, all_there_is=nothing_else
+        )
+        log.info("archive_entered", runtime=str(ref), uid=ref.uid, archive=facts.sequence, state=known.value)
+        return known
+
+    async def _is_nothing_else_left(self, ref: RuntimeRef, here: frozenset[Uid] | None) -> bool:
+        """Whether that life's object was let go and nothing of it is on this node: then its data is in its archives.
+
+        Its own finalizer says that its data was dealt with: it comes off when the ledger has that, or by a person's hand.
+        """
+        if here is None or ref.uid in here or self._hands.journal.record(ref.uid) is not None:
+            return False
+        return await self._hands.cluster.look_up(ref) == Absent()
+
+
+def _said(id_: RequestId, outcome: Outcome, code: str, message: str) -> RequestStatus:
+    return RequestStatus(id=id_, outcome=outcome.value, code=code, message=message[:1024])
