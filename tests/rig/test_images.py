@@ -99,6 +99,8 @@ def test_images_built_from_the_machines_busybox_have_a_shell(tmp_path: Path) -> 
 
 def test_what_keeps_a_pods_namespaces_is_the_first_images_layer_and_a_process_that_waits(tmp_path: Path) -> None:
     described, configuration, layers = read_archive(write_pause(tmp_path).read_bytes())
-    assert described["annotations"]["io.containerd.image.name"] == PAUSE
+    assert described["annotations"] == {"io.containerd.image.name": PAUSE, "org.opencontainers.image.ref.name": "1"}
     assert layers == read_archive(write_samples(tmp_path)["perdure.dev/samples/busybox:1"].read_bytes())[2]
-    assert configuration["config"]["Cmd"][0].removeprefix("/") in members(layers[0])
+    settings = configuration["config"]
+    assert isinstance(settings, dict)
+    assert settings["Cmd"][0].removeprefix("/") in members(layers[0])
