@@ -248,6 +248,7 @@ async def bursts(stage: Stage, sides: dict[str, Create], size: int, rounds: int,
     for i in range(rounds):
         say(f"    burst of {size}, ours and lean Pods: round {i + 1} of {rounds}")
         for side, create in sides.items():
+            await quiet(stage)  # a kubelet goes on clearing away after Pods are gone
             await found[side].add(stage, create, size)
     return burst_rows(found["ours"], found["theirs"], size, rounds, common)
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import shutil
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from rig import leaks
 from rig.bench import pods
-from rig.bench.pods import POD, Burst, Create, burst_rows, one_at_a_time
+from rig.bench.pods import POD, Burst, Create, burst_rows, left_behind, one_at_a_time
 from rig.bench.stage import SPEC
+from rig.environment import Environment
+from rig.leaks import Footprint
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,14 @@ def test_a_lean_pod_is_given_the_image_and_the_limits_of_our_runtimes() -> None:
     (container,) = POD["containers"]
     assert (container["image"], container["resources"]) == (SPEC["image"], SPEC["resources"])
     assert (POD["automountServiceAccountToken"], POD["enableServiceLinks"]) == (False, False)
+
+
+def test_what_an_environment_with_pods_leaves_on_the_machine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "SETTLE_SECONDS", 0.0)
+    before = Footprint.take()
+    folder = tempfile.mkdtemp(prefix="perdure-left-", dir="/var/tmp")
+    try:
+        assert left_behind(before, Environment(Path(folder), pods=True)) == [f"files: {folder}"]
+    finally:
+        shutil.rmtree(folder)
+    assert left_behind(before, Environment(Path(folder), pods=True)) == []
