@@ -1,14 +1,15 @@
-"""Finds etcd, kube-apiserver and kube-controller-manager, or builds them from the Go modules in ``hack/kube``.
+"""Finds etcd and Kubernetes' own programs, or builds them from the Go modules in ``hack/kube``.
 
 Looked for in ``KUBEBUILDER_ASSETS``, on ``PATH``, in the cache (one folder per version), and only then built: once per
-user and version, whichever clone comes first. go.sum pins every byte that goes in. Called by ``rig.environment``.
+user and version, whichever clone comes first. go.sum pins every byte that goes in. Called by ``rig.environment``, and by
+``rig.bench`` for what only a comparison needs.
 """
 
 import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +66,15 @@ PROGRAMS = (
     _kubernetes("kube-apiserver"),
     _kubernetes("kube-controller-manager"),
 )
+"""What every environment runs."""
+POD_PROGRAMS = (_kubernetes("kubelet"), _kubernetes("kube-scheduler"))
+"""What runs Pods besides."""
 
 
-def ensure() -> dict[str, Path]:
-    """Paths of all PROGRAMS by name, built where they are nowhere to be found. Raises CommandError or RuntimeError."""
-    found = {program.name: find(program) for program in PROGRAMS}
-    missing = [program for program in PROGRAMS if found[program.name] is None]
+def ensure(programs: Sequence[Program] = PROGRAMS) -> dict[str, Path]:
+    """Their paths by name, built where they are nowhere to be found. Raises CommandError or RuntimeError."""
+    found = {program.name: find(program) for program in programs}
+    missing = [program for program in programs if found[program.name] is None]
     if missing:
         with _build_lock():
             for program in missing:
@@ -80,7 +84,7 @@ def ensure() -> dict[str, Path]:
             for program in missing:
                 if not program.cached.exists():
                     _build(program)
-    return {program.name: found[program.name] or program.cached for program in PROGRAMS}
+    return {program.name: found[program.name] or program.cached for program in programs}
 
 
 def find(program: Program) -> Path | None:
@@ -98,8 +102,8 @@ def _announce(missing: list[Program]) -> None:
     names = ", ".join(program.name for program in missing)
     say(
         f"==> {names}: not found in KUBEBUILDER_ASSETS, PATH or {cache_home()}; building from Go modules.\n"
-        f"    Once per version: about 6 minutes on 2 cores, {DISK_GIGABYTES:.0f} GB of disk for Go's caches, "
-        "0.3 GB of it kept as programs."
+        f"    Once per version: up to 6 minutes on 2 cores, {DISK_GIGABYTES:.0f} GB of disk for Go's caches, "
+        "0.1 GB kept of each program."
     )
     home = cache_home()
     home.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from rig.cri import Cri
 from rig.paths import system_path
 from rig.processes import Daemon, ProcessIdentity, command_lines, end
 from rig.progress import CommandError, run
@@ -23,11 +24,14 @@ SHIM = "containerd-shim-runc-v2"
 SHIM_SOCKETS = Path("/run/containerd/s")
 """Every containerd of a host puts its shims' sockets here (containerd 1.x and 2.x, pkg/shim SocketAddress)."""
 
-DISABLED_PLUGINS = (
+CRI_PLUGINS = (
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
     "io.containerd.podsandbox.controller.v1.podsandbox",
+)
+"""What serves a kubelet; enabled only for an engine that has one."""
+DISABLED_PLUGINS = (
     "io.containerd.nri.v1.nri",
     "io.containerd.internal.v1.opt",
     "io.containerd.snapshotter.v1.aufs",
@@ -35,7 +39,7 @@ DISABLED_PLUGINS = (
     "io.containerd.snapshotter.v1.devmapper",
     "io.containerd.snapshotter.v1.zfs",
 )
-"""Kubernetes' own plugins, those that need a special disk, and the one that writes to /opt."""
+"""Those that need a special disk, and those that reach for folders which all engines of a machine share."""
 
 
 def config_version(version_output: str) -> int:
@@ -49,9 +53,9 @@ def config_version(version_output: str) -> int:
     return 3 if int(found[1]) >= 2 else 2
 
 
-def render_config(*, version: int, root: Path, state: Path, address: Path) -> str:
-    """The configuration file of one engine (containerd-config.toml(5))."""
-    disabled = ", ".join(f'"{plugin}"' for plugin in DISABLED_PLUGINS)
+def render_config(*, version: int, root: Path, state: Path, address: Path, serves_kubelet: bool = False) -> str:
+    """The configuration file of one engine (containerd-config.toml(5)); the tables of ``rig.cri`` may follow."""
+    disabled = ", ".join(f'"{plugin}"' for plugin in (*(() if serves_kubelet else CRI_PLUGINS), *DISABLED_PLUGINS))
     return (
         f"version = {version}\n"
         f'root = "{root}"\n'
@@ -69,13 +73,15 @@ class Containerd:
     """One engine. ``data_directory`` holds images and snapshots, ``run_directory`` (short!) sockets, state and log.
 
     ``cgroup_parent`` (like ``/perdure-env-1a2b3c4d``) and ``runc_root`` are what containers of this engine must name.
-    ``program_directory`` is where another containerd than the machine's own is taken from.
+    ``program_directory`` is where another containerd than the machine's own is taken from; ``cri`` is for engines that
+    serve a kubelet, too.
     """
 
     data_directory: Path
     run_directory: Path
     cgroup_parent: str
     program_directory: Path | None = None
+    cri: Cri | None = None
 
     @property
     def address(self) -> Path:
@@ -121,7 +127,10 @@ class Containerd:
         for directory in (self.data_directory, self.run_directory):
             directory.mkdir(parents=True, exist_ok=True, mode=0o711)
         version = config_version(run([self.program("containerd"), "--version"], timeout=20))
-        config = render_config(version=version, root=self.root, state=self.state, address=self.address)
+        paths = {"root": self.root, "state": self.state, "address": self.address}
+        config = render_config(version=version, **paths, serves_kubelet=self.cri is not None)
+        if self.cri is not None:
+            config += self.cri.render(version, self.runc_root)
         (self.data_directory / "config.toml").write_text(config)
         self.daemon.start()
         self.daemon.wait_ready()

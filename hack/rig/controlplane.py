@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rig.certificates import CertificateAuthority
-from rig.probes import answers
+from rig.probes import answers, self_signed
 from rig.processes import Daemon
 
 ADMIN_TOKEN_FILE = "tokens.csv"
@@ -118,14 +118,11 @@ class ControlPlane:
             "--controllers", ",".join(CONTROLLERS), "--leader-elect=false",
         ]
         # fmt: on
-        unverified = ssl.create_default_context()
-        unverified.check_hostname = False
-        unverified.verify_mode = ssl.CERT_NONE  # it signs its own certificate; /healthz tells nothing secret
         return Daemon(
             "kube-controller-manager",
             argv,
             self.run_directory,
-            lambda: answers(f"https://127.0.0.1:{port}/healthz", unverified),
+            lambda: answers(f"https://127.0.0.1:{port}/healthz", self_signed()),
         )
 
     @property

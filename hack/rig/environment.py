@@ -17,8 +17,9 @@ from pathlib import Path
 from rig import binaries, controlplane, images, packages, ports
 from rig.containerd import Containerd, mounts_below, unmount_below
 from rig.controlplane import ControlPlane
+from rig.cri import Cri
 from rig.exports import render_wrapper
-from rig.network import Network, forget_shared_chains
+from rig.network import Network, forget_shared_chains, plugin_directory
 from rig.paths import CHECKOUT, DIRECTORY_FILE, OWNER_FILE, RUN_ROOT, environment_id, run_directory
 from rig.postgres import Postgres, programs
 from rig.probes import answers
@@ -39,12 +40,13 @@ class Environment:
     """One environment, told from others by its folder.
 
     ``durable`` lets etcd and PostgreSQL fsync, as benchmarks want. ``engine_programs`` is a folder with another
-    containerd than the machine's.
+    containerd than the machine's. ``pods`` lets the engine serve a kubelet besides.
     """
 
     directory: Path
     durable: bool = False
     engine_programs: Path | None = None
+    pods: bool = False
 
     @property
     def run_directory(self) -> Path:
@@ -75,7 +77,11 @@ class Environment:
     @property
     def engine(self) -> Containerd:
         """containerd."""
-        return Containerd(self.directory / "containerd", self.run_directory, self.cgroup_parent, self.engine_programs)
+        cri = None
+        if self.pods:
+            cri = Cri(images.PAUSE, self.pod_network.configuration_directory, plugin_directory())
+        data = self.directory / "containerd"
+        return Containerd(data, self.run_directory, self.cgroup_parent, self.engine_programs, cri)
 
     @property
     def database(self) -> Postgres:
@@ -88,6 +94,12 @@ class Environment:
     def network(self) -> Network:
         """What runtimes are attached to."""
         return Network(self.directory, self.run_directory, environment_id(self.directory))
+
+    @property
+    def pod_network(self) -> Network:
+        """What a kubelet's Pods are attached to: none that Perdure looks after."""
+        folder = self.directory / "pods"
+        return Network(folder, self.run_directory / "pods", environment_id(folder))
 
     @property
     def operator(self) -> Daemon:
@@ -160,6 +172,8 @@ class Environment:
             self.database.stop()
             self._end_strays()
             self.network.remove()
+            if self.pod_network.configuration_directory.exists():
+                self.pod_network.remove()
             for directory in (self.run_directory, self.directory):
                 unmount_below(directory)
                 left = mounts_below(directory)

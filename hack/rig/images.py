@@ -18,6 +18,8 @@ from pathlib import Path
 from rig.progress import run
 
 REPOSITORY = "perdure.dev/samples/busybox"
+PAUSE = "perdure.dev/samples/pause:1"
+"""What keeps a Pod's namespaces: the layer of ``busybox:1`` with a process that does nothing."""
 RELEASE_FILE = "etc/perdure-sample-release"
 """Holds the image's tag; written by the first layer and again by the second layer of ``:2``."""
 
@@ -165,16 +167,28 @@ def write_samples(directory: Path, busybox: Path = Path("/bin/busybox")) -> dict
 
     Raises CommandError or OSError where ``busybox`` is not Debian's busybox-static.
     """
-    applets = run([busybox, "--list-full"], timeout=20).split()
+    images = sample_images(busybox.read_bytes(), _applets(busybox))
+    return {image.name: _write(image, directory) for image in images}
+
+
+def write_pause(directory: Path, busybox: Path = Path("/bin/busybox")) -> Path:
+    """Build PAUSE as an OCI archive in ``directory``. Raises as `write_samples` does."""
+    base = busybox_layer(busybox.read_bytes(), _applets(busybox))
+    return _write(Image(PAUSE, [base], ("/bin/sleep", "2147483647")), directory)
+
+
+def _applets(busybox: Path) -> list[str]:
+    return run([busybox, "--list-full"], timeout=20).split()
+
+
+def _write(image: Image, directory: Path) -> Path:
+    """The archive: ``busybox-1.tar`` of ``…/busybox:1``."""
     directory.mkdir(parents=True, exist_ok=True)
-    archives = {}
-    for image in sample_images(busybox.read_bytes(), applets):
-        target = directory / f"busybox-{image.name.rpartition(':')[2]}.tar"
-        temporary = target.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_bytes(oci_archive(image))
-        temporary.rename(target)
-        archives[image.name] = target
-    return archives
+    target = directory / f"{image.name.rpartition('/')[2].replace(':', '-')}.tar"
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_bytes(oci_archive(image))
+    temporary.rename(target)
+    return target
 
 
 def _json(value: object) -> bytes:

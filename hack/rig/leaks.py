@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from rig.containerd import SHIM_SOCKETS
+from rig.kubelet import CNI_RESULTS, FIXED_FOLDERS
 from rig.paths import DIRECTORY_FILE, RUN_ROOT, environment_id
 from rig.processes import command_lines
 from rig.progress import run
@@ -162,14 +163,15 @@ def _dead_shim_sockets() -> list[str]:
 
 
 def _files() -> list[str]:
-    """Entries of the folders for temporary things that bear our name."""
-    return [
+    """Entries of the folders for temporary things that bear our name, and folders that only a kubelet makes."""
+    named = [
         str(path)
-        for folder in TEMPORARY_FOLDERS
+        for folder in (*TEMPORARY_FOLDERS, CNI_RESULTS)
         if folder.is_dir()
         for path in folder.iterdir()
         if "perdure" in path.name or folder == RUN_ROOT
     ]
+    return named + [str(folder) for folder in (*FIXED_FOLDERS, CNI_RESULTS) if folder.exists()]
 
 
 def _processes(run_token: str, folders: list[str]) -> list[str]:

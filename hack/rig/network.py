@@ -15,6 +15,8 @@ from rig.progress import CommandError, run
 
 SUBNETS = ipaddress.ip_network("10.128.0.0/9")
 """Where environments' subnets are cut from; the first /24 from a point of the environment's own that no route has."""
+PLUGIN_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
+"""As ``--cni-bin-dir`` defaults to."""
 SHARED_CHAINS = ("CNI-HOSTPORT-DNAT", "CNI-HOSTPORT-MASQ", "CNI-HOSTPORT-SETMARK")
 """Chains that portmap makes once for all networks and never removes."""
 COMMAND_SECONDS = 30.0
@@ -142,6 +144,11 @@ def _forget_rules(command: str, comment: str) -> None:
     for chain in sorted(chains - set(SHARED_CHAINS)):
         _run(command, "-t", "nat", "-F", chain)
         _run(command, "-t", "nat", "-X", chain)
+
+
+def plugin_directory() -> Path:
+    """The one folder for an engine that can be told no more: Debian's, unless an administrator put plugins before it."""
+    return next((folder for folder in PLUGIN_DIRECTORIES if (folder / "bridge").exists()), PLUGIN_DIRECTORIES[-1])
 
 
 def forget_shared_chains() -> None:

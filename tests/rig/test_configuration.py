@@ -9,6 +9,7 @@ import pytest
 from rig import ports
 from rig.binaries import PROGRAMS
 from rig.containerd import config_version, render_config
+from rig.cri import Cri
 from rig.go import reported_version, required_version
 from rig.paths import OWNER_FILE, system_path
 
@@ -40,6 +41,21 @@ def test_engine_configuration_is_toml_with_everything_of_its_own(version: int) -
     assert parsed["grpc"]["address"] == "/r/c.sock"
     assert parsed["ttrpc"]["address"] == "/r/c.sock.ttrpc"
     assert {"io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"} <= set(parsed["disabled_plugins"])
+
+
+@pytest.mark.parametrize(
+    ("version", "runtime"), [(2, "io.containerd.grpc.v1.cri"), (3, "io.containerd.cri.v1.runtime")]
+)
+def test_an_engine_that_serves_a_kubelet_makes_pods_in_places_of_its_own(version: int, runtime: str) -> None:
+    text = render_config(version=version, root=Path("/d"), state=Path("/r"), address=Path("/r/s"), serves_kubelet=True)
+    parsed = tomllib.loads(text + Cri("pause:1", Path("/d/net.d"), Path("/plugins")).render(version, Path("/r/runc")))
+    assert not {"io.containerd.grpc.v1.cri", runtime} & set(parsed["disabled_plugins"])
+    tables = parsed["plugins"][runtime]
+    assert tables["cni"] == {"bin_dir": "/plugins", "conf_dir": "/d/net.d"}
+    assert tables["containerd"]["runtimes"]["runc"]["options"]["Root"] == "/r/runc"
+    assert (tables["restrict_oom_score_adj"], tables["netns_mounts_under_state_dir"]) == (True, True)
+    images = parsed["plugins"].get("io.containerd.cri.v1.images", {}).get("pinned_images", {})
+    assert (images.get("sandbox") or tables["sandbox_image"]) == "pause:1"
 
 
 def test_toolchain_is_new_enough_from_the_number_that_go_mod_names() -> None:

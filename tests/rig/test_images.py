@@ -6,7 +6,16 @@ import json
 import tarfile
 from pathlib import Path
 
-from rig.images import RELEASE_FILE, Image, busybox_layer, oci_archive, sample_images, write_samples
+from rig.images import (
+    PAUSE,
+    RELEASE_FILE,
+    Image,
+    busybox_layer,
+    oci_archive,
+    sample_images,
+    write_pause,
+    write_samples,
+)
 
 BUSYBOX = b"\x7fELF not really"
 APPLETS = ["bin/busybox", "bin/sh", "usr/bin/env"]
@@ -86,3 +95,12 @@ def test_images_built_from_the_machines_busybox_have_a_shell(tmp_path: Path) -> 
         assert {"bin/sh", "bin/ls", "bin/busybox"} <= members(layers[0]).keys()
         assert configuration["os"] == "linux"
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["busybox-1.tar", "busybox-2.tar"]
+
+
+def test_what_keeps_a_pods_namespaces_is_the_first_images_layer_and_a_process_that_waits(tmp_path: Path) -> None:
+    described, configuration, layers = read_archive(write_pause(tmp_path).read_bytes())
+    assert described["annotations"] == {"io.containerd.image.name": PAUSE, "org.opencontainers.image.ref.name": "1"}
+    assert layers == read_archive(write_samples(tmp_path)["perdure.dev/samples/busybox:1"].read_bytes())[2]
+    settings = configuration["config"]
+    assert isinstance(settings, dict)
+    assert settings["Cmd"][0].removeprefix("/") in members(layers[0])

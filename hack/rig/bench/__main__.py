@@ -47,7 +47,7 @@ BENCHMARKS = {
         ledger.QUICK_N,
     ),
     "network": Benchmark(
-        "start, crash and delete with a network; bursts, costs: against ctr with the same plugins, and without one",
+        "start, crash and delete with a network; bursts, costs: against ctr with the same plugins, none, and lean Pods",
         lambda directory, n, quick: network.run(directory, n, quick=quick),
         network.run_profile,
         network.DEFAULT_N,

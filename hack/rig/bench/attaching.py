@@ -25,9 +25,8 @@ from perdure.network.isolation import rules_of
 from rig.bench.cluster import BenchmarkError
 from rig.bench.peers import ENGINE_NAMESPACE, Ctr
 from rig.environment import Environment
+from rig.network import PLUGIN_DIRECTORIES
 
-PLUGIN_DIRECTORIES = (Path("/opt/cni/bin"), Path("/usr/lib/cni"))
-"""As ``--cni-bin-dir`` defaults to."""
 CONTAINER_PORT = 8080
 PLUGIN_SECONDS = 30.0
 

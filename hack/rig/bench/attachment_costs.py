@@ -19,11 +19,12 @@ from perdure.api.network import Network, NetworkMode
 from perdure.api.runtime import RuntimeSpec
 from perdure.plan.world import HostPort
 from perdure.reconcile.ports.sandbox import SandboxPlan
-from rig.bench.attaching import CONTAINER_PORT, PLUGIN_DIRECTORIES, Attaching, attachment_at, open_attaching
+from rig.bench.attaching import CONTAINER_PORT, Attaching, attachment_at, open_attaching
 from rig.bench.cluster import BenchmarkError
 from rig.bench.networked import notes, tell
 from rig.bench.results import Goal, Row, Timing
 from rig.bench.stage import IMAGE, Stage, free_ports
+from rig.network import PLUGIN_DIRECTORIES
 from rig.progress import say
 
 LOOKED_AFTER = 50

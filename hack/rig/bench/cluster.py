@@ -1,4 +1,4 @@
-"""The user's side of the API server: requests, and one watch that knows when each change of a runtime was seen.
+"""The user's side of the API server: requests, and a watch that knows when each change of an object was seen.
 
 A benchmark ends an interval at the watch event, as a user of ``kubectl wait`` would see it; nothing is polled. Called by
 the benchmarks' stage.
@@ -57,9 +57,13 @@ class Seen:
 
     def is_ready(self, restarts: int = 0) -> bool:
         """True if it is Running and Ready after at least so many restarts."""
-        conditions = {found["type"]: found["status"] for found in self.status.get("conditions", [])}
         again = self.status.get("restarts", 0) >= restarts
-        return self.type != "DELETED" and again and self.is_phase("Running") and conditions.get("Ready") == "True"
+        return self.type != "DELETED" and again and self.is_phase("Running") and self.has_condition("Ready")
+
+    def has_condition(self, name: str) -> bool:
+        """True if the status has this condition, and it holds."""
+        conditions = {found["type"]: found["status"] for found in self.status.get("conditions", [])}
+        return conditions.get(name) == "True"
 
 
 Condition = Callable[[Seen], bool]
@@ -102,7 +106,7 @@ class Cluster:
         await self.request("DELETE", f"{RUNTIMES}/{name}")
 
     async def seen(self, name: str, condition: Condition, what: str, *, since: float) -> Seen:
-        """The first event of this runtime, read at ``since`` or later, for which the condition holds.
+        """The first event of the object of this name, read at ``since`` or later, for which the condition holds.
 
         Raises BenchmarkError after EVENT_SECONDS, with the newest status.
         """
@@ -121,25 +125,37 @@ class Cluster:
         return found
 
     def history(self, name: str) -> list[Seen]:
-        """All that was seen of a runtime so far; grows until it is forgotten."""
+        """All that was seen of an object so far; grows until it is forgotten."""
         return self._history.setdefault(name, [])
 
     def forget(self, name: str) -> None:
-        """Drop what was seen of a runtime that is gone."""
+        """Drop what was seen of an object that is gone."""
         self._history.pop(name, None)
 
-    async def watch(self, began: asyncio.Event) -> None:
-        """Take note of every event until cancelled. Raises BenchmarkError when the API server ends the watch."""
+    @asynccontextmanager
+    async def watching(self, path: str) -> AsyncIterator[None]:
+        """Take note of every event of the objects at ``path`` (a collection) meanwhile; no two kinds may share a name.
+
+        Raises BenchmarkError when the API server ends the watch.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            began = asyncio.Event()
+            watch = tasks.create_task(self._watch(path, began))
+            await began.wait()
+            yield
+            watch.cancel()
+
+    async def _watch(self, path: str, began: asyncio.Event) -> None:
         parameters = {"watch": "1", "timeoutSeconds": str(WATCH_SECONDS)}
         timeout = aiohttp.ClientTimeout(total=None)
-        url = f"{self._url}{RUNTIMES}"
+        url = f"{self._url}{path}"
         while True:
             async with self._session.get(url, params=parameters, timeout=timeout) as response:
                 if response.status == TOO_EARLY:
                     await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
                     continue
                 if response.status != OK:
-                    raise BenchmarkError(f"watching {RUNTIMES}: {response.status} {(await response.text())[:500]}")
+                    raise BenchmarkError(f"watching {path}: {response.status} {(await response.text())[:500]}")
                 began.set()
                 async for line in response.content:
                     await self._note(time.perf_counter(), json.loads(line))
@@ -156,23 +172,17 @@ class Cluster:
 async def open_cluster(plane: ControlPlane) -> AsyncIterator[Cluster]:
     """A client with its watch running, as an administrator, in a namespace for benchmarks."""
     tls = ssl.create_default_context(cafile=str(plane.authority.certificate))
-    async with (
-        aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls, limit=0),
-            headers={"Authorization": f"Bearer {plane.admin_token}"},
-            timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
-            read_bufsize=LINE_BYTES,
-        ) as session,
-        asyncio.TaskGroup() as tasks,
-    ):
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=tls, limit=0),
+        headers={"Authorization": f"Bearer {plane.admin_token}"},
+        timeout=aiohttp.ClientTimeout(total=REQUEST_SECONDS),
+        read_bufsize=LINE_BYTES,
+    ) as session:
         cluster = Cluster(session, plane)
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}
         await cluster.request("POST", "/api/v1/namespaces", namespace)
-        began = asyncio.Event()
-        watching = tasks.create_task(cluster.watch(began))
-        await began.wait()
-        yield cluster
-        watching.cancel()
+        async with cluster.watching(RUNTIMES):
+            yield cluster
 
 
 def _content(method: str, body: Json | None) -> Json:

@@ -82,7 +82,7 @@ async def burst_of_ours(stage: Stage, size: int, **spec: object) -> tuple[float,
 async def writes_and_restart(stage: Stage, size: int) -> list[Row]:
     """API writes of ``size`` starts, counted by the API server; then Perdure is restarted over the running ones."""
     say(f"    API writes of {size} starts, and a restart over them")
-    await _quiet(stage)
+    await quiet(stage)
     before = apimetrics.writes(await stage.cluster.metrics())
     subjects = []
     for _ in range(size):
@@ -90,7 +90,7 @@ async def writes_and_restart(stage: Stage, size: int) -> list[Row]:
         await subject.ready(subject.began)
         await subject.spoke()
         subjects.append(subject)
-    counts = await _quiet(stage) - before
+    counts = await quiet(stage) - before
     rows = _write_rows(counts, size, notes(stage))
     pids = {subject.pid for subject in subjects}
     seconds = await _restart_perdure(stage, size)
@@ -139,7 +139,7 @@ async def idle(stage: Stage, size: int, seconds: float) -> list[Row]:
             await subject.delete()
 
     subjects = await asyncio.gather(*(stopped() for _ in range(size)))
-    before = await _quiet(stage)
+    before = await quiet(stage)
     await asyncio.sleep(STATISTICS_SECONDS)
     rows_before = await _written_rows(stage)
     cpu_before = stage.accounts.seconds()
@@ -161,7 +161,7 @@ async def idle(stage: Stage, size: int, seconds: float) -> list[Row]:
     ]  # fmt: skip
 
 
-async def _quiet(stage: Stage) -> Counter[str]:
+async def quiet(stage: Stage) -> Counter[str]:
     """The API server's count of writes once none has come for QUIET_SECONDS, or after QUIET_LIMIT_SECONDS anyway."""
     deadline = time.monotonic() + QUIET_LIMIT_SECONDS
     counts = apimetrics.writes(await stage.cluster.metrics())

@@ -1,12 +1,14 @@
 """``hack/bench network``: the same starts with a network, and what attaching and looking after networks cost.
 
 Called by ``rig.bench.__main__``. Whoever attaches has the environment's network for itself: the engine's chapters run
-without any of Perdure's processes.
+without any of Perdure's processes, and a kubelet, which is never idle, comes in an environment of its own at the end.
 """
 
+import asyncio
 from pathlib import Path
 
-from rig.bench import attachment_costs, networked
+from rig import binaries
+from rig.bench import attachment_costs, networked, pods
 from rig.bench.attaching import bridge_alone
 from rig.bench.profile import profile, profile_rows, render_profile
 from rig.bench.results import Row, render_table
@@ -21,6 +23,8 @@ BURST = 20
 async def run(directory: Path | None, n: int, *, quick: bool) -> tuple[list[Row], str]:
     """All rows, and their table."""
     rows: list[Row] = []
+    rounds = 1 if quick else 5
+    await asyncio.to_thread(binaries.ensure, binaries.POD_PROGRAMS)
     async with open_stage(directory) as stage:
         bridge, whole = bridge_alone(stage.environment), stage.environment.network.configuration_directory
         say("==> measuring")
@@ -32,7 +36,8 @@ async def run(directory: Path | None, n: int, *, quick: bool) -> tuple[list[Row]
         with ticking("starting perdure standalone"):
             await stage.start_perdure("standalone")
         rows += await networked.through_the_api(stage, n)
-        rows += await networked.burst(stage, whole, BURST, rounds=1 if quick else 5)
+        rows += await networked.burst(stage, whole, BURST, rounds)
+    rows += await pods.beside_pods(directory, n, BURST, rounds)
     return rows, render_table(rows)
 
 

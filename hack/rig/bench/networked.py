@@ -130,7 +130,7 @@ def _life_rows(network: Lives, port: Lives, none: Lives, plain: list[float], com
     within = f"kill to the watch event with the restart counted and Ready; theirs: the same without a network; {common}"
     timings = [
         Timing("apply → Ready with network", network.ready, none.ready, ((50, Goal(150.0)),), tail=True,
-               notes=f"{beside}; a lean Pod, measured elsewhere with a kubelet, and not in this run, takes 282 ms"),
+               notes=beside),
         Timing("apply → Ready with network and a Dynamic port", port.ready, none.ready, tail=True, notes=beside),
         Timing("apply → Ready with network, against ctr", network.ready, plain, ((50, Goal(1.2, on="ratio")),),
                notes=f"theirs: `ctr run -d`, whose network namespace is empty; {common}"),

@@ -183,13 +183,14 @@ async def spoke(log: Path, times: int = 1) -> float:
 
 
 @asynccontextmanager
-async def open_stage(directory: Path | None) -> AsyncIterator[Stage]:
+async def open_stage(directory: Path | None, *, pods: bool = False) -> AsyncIterator[Stage]:
     """Set up an environment in ``directory`` (empty or new; default: a temporary one); remove everything at the end.
 
+    ``pods``: its engine serves a kubelet besides.
     Raises RefusedError for a folder that holds something, and what `Environment.up` raises.
     """
     home = _home(directory)
-    environment = Environment(home, durable=True)
+    environment = Environment(home, durable=True, pods=pods)
     accounts = CpuAccounts(f"/perdure-bench-{environment_id(home)}", environment.cgroup_parent)
     try:
         await asyncio.to_thread(environment.up)
