@@ -192,6 +192,20 @@ async def test_a_lease_that_ran_out_is_renewed_while_nobody_took_it(rig: Rig) ->
     await rig.agent().begin(started(ref()), NAME_A, lease)
 
 
+async def test_of_leases_that_are_renewed_together_those_are_that_are_still_ours(rig: Rig) -> None:
+    ledger = rig.agent()
+    kept, lost, returned = [await ledger.acquire(key, TTL) for key in ("kept", "lost", "returned")]
+    await ledger.release(returned)
+    await ledger.acquire("lost", TTL)
+    await rig.let_leases_run_out()
+    (renewed,) = await ledger.renew_all([kept, lost, returned], TTL)
+    assert (renewed.key, renewed.token, renewed.fence) == (kept.key, kept.token, kept.fence)
+    await ledger.begin(started(ref()), NAME_A, renewed)
+    with pytest.raises(StaleFence):
+        await ledger.begin(started(ref(), 2), NAME_A, lost)
+    assert list(await ledger.renew_all([], TTL)) == []
+
+
 async def test_a_lease_that_was_given_back_is_not_renewed(rig: Rig) -> None:
     lease = await rig.agent().acquire("key", TTL)
     await rig.agent().release(lease)

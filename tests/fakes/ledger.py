@@ -323,6 +323,14 @@ class FakeAgentLedger(_Fake):
         self._after("renew")
         return replace(lease, expires_at=self._monotonic() + ttl)
 
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        self._before("renew_all")
+        ours = [lease for lease in leases if self._own(lease) is not None]
+        for lease in ours:
+            self.tables.leases[lease.key].expires_at = self.tables.now() + ttl
+        self._after("renew_all")
+        return tuple(replace(lease, expires_at=self._monotonic() + ttl) for lease in ours)
+
     async def release(self, lease: Lease) -> None:
         self._before("release")
         held = self._own(lease)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from psycopg import sql
 from psycopg.rows import DictRow
@@ -130,6 +131,19 @@ class PostgresAgentLedger:
         if await self._database.row(doing, leases.RENEW, parameters) is None:
             raise leases.stale(doing, lease)
         return Lease(lease.key, lease.token, lease.fence, asked_at + ttl)
+
+    async def renew_all(self, leases_: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        asked_at = self._monotonic()
+        parameters = {
+            "installation": self._installation,
+            "ttl": ttl,
+            "keys": [lease.key for lease in leases_],
+            "tokens": [lease.token for lease in leases_],
+            "fences": [lease.fence for lease in leases_],
+        }
+        rows = await self._database.rows(f"renewing {len(leases_)} leases", leases.RENEW_ALL, parameters)
+        ours = {row["key"] for row in rows}
+        return tuple(replace(lease, expires_at=asked_at + ttl) for lease in leases_ if lease.key in ours)
 
     async def release(self, lease: Lease) -> None:
         """Not ours any more: nothing."""

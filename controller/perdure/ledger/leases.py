@@ -28,6 +28,14 @@ UPDATE leases SET expires_at = now() + make_interval(secs => %(ttl)s)
 RETURNING fence
 """)
 
+RENEW_ALL = sql.SQL("""
+UPDATE leases SET expires_at = now() + make_interval(secs => %(ttl)s)
+  FROM unnest(%(keys)s::text[], %(tokens)s::text[], %(fences)s::bigint[]) AS mine (key, token, fence)
+ WHERE leases.installation = %(installation)s AND leases.key = mine.key AND leases.token = mine.token
+   AND leases.fence = mine.fence
+RETURNING leases.key
+""")
+
 RELEASE = sql.SQL("""
 UPDATE leases SET token = '', expires_at = now()
  WHERE installation = %(installation)s AND key = %(lease_key)s AND token = %(lease_token)s AND fence = %(lease_fence)s

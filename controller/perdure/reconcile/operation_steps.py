@@ -16,7 +16,7 @@ from perdure.api.phases import Phase
 from perdure.plan.operations import DURABLE, answered, operation_id, request_operation_id
 from perdure.plan.steps import Answer, Begin, Finish
 from perdure.plan.world import Op, OpenOperation, Record, Source, Terminating, Wanted, World
-from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class OperationSteps:
             # nobody knows nor lend its id to another operation.
             await self._hands.journal.commit(put=record)
             await self._hands.outbox.flush()
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.begin(row, self._place.node_name, lease)
             await self._hands.journal.commit(put=replace(record, operation=replace(operation, committed=True)))
         else:
@@ -81,7 +81,7 @@ class OperationSteps:
             last_request=answered(operation, step) or record.last_request,
         )
         if step.release:
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish(row, self._place.node_name, lease, release=True)
             await self._hands.journal.commit(put=closed)
             await self._hands.leases.release(ref.uid)

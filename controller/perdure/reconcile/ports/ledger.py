@@ -72,6 +72,9 @@ class AgentLedger(Protocol):
     async def renew(self, lease: Lease, ttl: float) -> Lease:
         """Raises `StaleFence` when it is no longer ours."""
 
+    async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        """Those of them that are still ours, renewed, in one statement."""
+
     async def release(self, lease: Lease) -> None: ...
 
     async def begin(self, row: OperationStarted, node: NodeName, lease: Lease) -> None:
