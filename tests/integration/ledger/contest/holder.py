@@ -12,7 +12,7 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -85,35 +85,54 @@ from perdure.reconcile.ports.engine import Layer
 from perdure.reconcile.ports.errors import EngineUnavailable, PortError, StoreError
 from perdure.reconcile.ports.ledger import Lease
 
-WORKERS = 6
+WORKERS = 8
 ROUNDS = 16
 """More than a clean-up has steps."""
 BOOT = "boot"
 CLOCK_ERRORS = (0.0, -300.0, 300.0, -7.0, 7.0)
 JUMPS_SECONDS = (0.3, 2.0)
-LONG_ARCHIVES = 0.05
-"""The share of archives that take longer than a lease."""
+LONG_ARCHIVES = 0.2
+"""The share of archives that take long; some of them longer than a lease."""
+BLINK_SECONDS = 0.3
+"""The longest that a sleepy clock moves on between two looks at it."""
 REST_SECONDS = 0.05
 
 
-class NotingLedger(PostgresAgentLedger):
-    """Remembers the newest lease of each key, for the witness."""
+class SleepyClock:
+    """A monotonic clock that stands still while its process does, as that of a suspended machine: by it, no lease runs out
+    in a pause. What such a holder writes, the ledger alone can refuse."""
 
-    def __init__(self, database: Database, node: NodeId) -> None:
-        super().__init__(database, InstallationId("contest"), node)
-        self.newest: dict[str, Lease] = {}
+    def __init__(self) -> None:
+        self._now = self._seen = time.monotonic()
+
+    def __call__(self) -> float:
+        seen = time.monotonic()
+        self._now += min(seen - self._seen, BLINK_SECONDS)
+        self._seen = seen
+        return self._now
+
+
+class NotingLedger(PostgresAgentLedger):
+    """Remembers of each key the newest fence and until when its lease is good for sure, for the witness."""
+
+    def __init__(self, database: Database, node: NodeId, monotonic: Callable[[], float]) -> None:
+        super().__init__(database, InstallationId("contest"), node, monotonic)
+        self.newest: dict[str, tuple[int, float]] = {}
 
     async def acquire(self, key: str, ttl: float) -> Lease:
-        return self._note(await super().acquire(key, ttl))
+        asked_at = time.monotonic()
+        return self._note(await super().acquire(key, ttl), asked_at + ttl)
 
     async def renew(self, lease: Lease, ttl: float) -> Lease:
-        return self._note(await super().renew(lease, ttl))
+        asked_at = time.monotonic()
+        return self._note(await super().renew(lease, ttl), asked_at + ttl)
 
     async def renew_all(self, leases_: Sequence[Lease], ttl: float) -> Sequence[Lease]:
-        return tuple(map(self._note, await super().renew_all(leases_, ttl)))
+        asked_at = time.monotonic()
+        return tuple(self._note(lease, asked_at + ttl) for lease in await super().renew_all(leases_, ttl))
 
-    def _note(self, lease: Lease) -> Lease:
-        self.newest[lease.key] = lease
+    def _note(self, lease: Lease, good_until: float) -> Lease:
+        self.newest[lease.key] = (lease.fence, good_until)
         return lease
 
 
@@ -132,7 +151,7 @@ class WitnessedEngine(FakeEngine):
 
     async def remove_workspace(self, key: SnapshotKey) -> None:
         uid = uid_of(key)
-        record, lease = self._journal.record(uid), self._ledger.newest[uid]
+        record, (fence, good_until) = self._journal.record(uid), self._ledger.newest[uid]
         assert record is not None
         assert record.operation is not None
         request = Remove(
@@ -140,8 +159,8 @@ class WitnessedEngine(FakeEngine):
             uid=uid,
             key=key,
             operation=record.operation.id,
-            fence=lease.fence,
-            until_monotonic=lease.expires_at - EFFECT_SECONDS,  # when its caller cuts it off, as the engine is told
+            fence=fence,
+            until_monotonic=good_until - EFFECT_SECONDS,  # when its caller cuts it off, as the engine is told
         )
         if (await ask(self._socket, request, Answer)).text == "late":
             raise EngineUnavailable(f"removing snapshot {key}: the deadline was over")
@@ -157,7 +176,7 @@ class WitnessedArchives(FakeArchives):
 
     async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:
         if self._draw.random() < LONG_ARCHIVES:
-            await asyncio.sleep(TTL_SECONDS * 1.3)
+            await asyncio.sleep(self._draw.uniform(0, TTL_SECONDS * 1.3))
         of = request.ref
         stored = await ask(self._socket, Export(of.uid, layer.key, request.sequence), Answer)
         return ArchiveFacts(
@@ -209,15 +228,18 @@ class WrongClock:
 
 
 class Holder:
-    def __init__(self, socket: Path, state: Path, node: NodeId, database: Database, seed: int) -> None:
+    """`sleepy`: its monotonic clock does not go on in a pause."""
+
+    def __init__(self, socket: Path, state: Path, node: NodeId, database: Database, seed: int, *, sleepy: bool) -> None:
         self._socket = socket
         self._node = node
         self._draw = random.Random(seed)
+        monotonic = SleepyClock() if sleepy else time.monotonic
         self._clock = WrongClock(self._draw)
         self._journal = FileJournal.open(state)
-        self._ledger = NotingLedger(database, node)
+        self._ledger = NotingLedger(database, node, monotonic)
         self._guards = Guards(self._journal)
-        self._keeper = LeaseKeeper(self._ledger, times=LeaseTimes(TTL_SECONDS, EFFECT_SECONDS))
+        self._keeper = LeaseKeeper(self._ledger, monotonic, LeaseTimes(TTL_SECONDS, EFFECT_SECONDS))
         self._outbox = Outbox(self._journal, self._ledger, NodeName(node))
         self._busy: set[str] = set()
         """What one of the workers has in hand: a process looks at one key once at a time."""
@@ -391,7 +413,10 @@ def uid_of(key: SnapshotKey) -> Uid:
 async def compete(options: argparse.Namespace) -> None:
     with NodeLock(options.state, options.state, "contest"):
         async with Database(options.url) as database:
-            await Holder(options.socket, options.state, NodeId(options.node), database, options.seed).run()
+            holder = Holder(
+                options.socket, options.state, NodeId(options.node), database, options.seed, sleepy=options.sleepy
+            )
+            await holder.run()
 
 
 def main(arguments: list[str]) -> int:
@@ -401,6 +426,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--node", required=True)
     parser.add_argument("--url", required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--sleepy", action="store_true")
     structlog.configure(
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

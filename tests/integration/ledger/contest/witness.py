@@ -82,6 +82,8 @@ class Witness:
     """Uids of those that are there, in the order in which they stopped."""
     stored: dict[int, str] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    late: Counter[str] = field(default_factory=Counter)
+    """Calls that came after their deadline, by holder."""
     defects: list[str] = field(default_factory=list)
     heard: dict[str, asyncio.Event] = field(default_factory=dict)
     """Set when a holder asks for something to do."""
@@ -159,6 +161,7 @@ class Witness:
 
     async def _remove(self, request: Remove) -> str:
         if time.monotonic() > request.until_monotonic:
+            self.late[request.holder] += 1
             self.counts["calls after their deadline"] += 1
             return "late"
         uid, n = request.uid, int(request.key.rpartition("-")[2])
