@@ -276,10 +276,10 @@ class FakeAgentLedger(_Fake):
 
     def _start(self, row: OperationStarted, fence: int | None) -> None:
         entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref))
+        if fence is not None and (entry.started_at is None or entry.finished_at is None):
+            entry.fence = max(fence, entry.fence or 0)
         if entry.started_at is None:
             entry.op, entry.source, entry.started_at, entry.before = row.op, row.source, row.at, row.before
-        if entry.finished_at is None and fence is not None:
-            entry.fence = max(fence, entry.fence or 0)
 
     def _finish(self, row: OperationFinished, fence: int | None) -> bool:
         entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref, fence=fence))

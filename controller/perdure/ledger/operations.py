@@ -38,7 +38,8 @@ STARTED = sql.SQL(
 )
 BEGIN = sql.SQL(
     f"WITH {HELD}, begun AS ({_STARTED_INSERT} SELECT {_STARTED_VALUES.format(fence='held.fence')} FROM held"
-    f" {_STARTED_CONFLICT} WHERE operations.finished_at IS NULL) SELECT EXISTS (SELECT FROM held) AS held"
+    f" {_STARTED_CONFLICT} WHERE operations.started_at IS NULL OR operations.finished_at IS NULL)"
+    " SELECT EXISTS (SELECT FROM held) AS held"
 )
 
 _FINISHED = """
