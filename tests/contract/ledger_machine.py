@@ -33,7 +33,7 @@ from tests.integration.ledger.samples import (
 
 from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
-from perdure.api.names import InstallationId, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.names import InstallationId, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid, generation
 from perdure.api.phases import EDGES, Phase
 from perdure.api.runtime import Restore
 from perdure.journal.file import FileJournal, JournalSettings
@@ -132,7 +132,6 @@ class PostgresPlayed:
 class Life:
     """What the ledger is to know of a runtime."""
 
-    state_at: float | None = None
     snapshot_key: SnapshotKey | None = None
     released: bool = False
 
@@ -181,10 +180,8 @@ class Model:
         life = self.lives.setdefault(row.ref.uid, Life()) if not done or moves_again else Life(released=True)
         if life.released:
             return
-        newer = life.state_at is None or life.state_at <= row.at
-        first, second = (row.snapshot_key, life.snapshot_key) if newer else (life.snapshot_key, row.snapshot_key)
-        life.snapshot_key = first or second
-        life.state_at = max(row.at, life.state_at or row.at)
+        keys = (key for key in (life.snapshot_key, row.snapshot_key) if key is not None)
+        life.snapshot_key = max(keys, key=generation, default=None)
         life.released = release
 
     def facts(self, of: RuntimeRef) -> LedgerFacts:

@@ -12,7 +12,17 @@ from typing import Literal
 
 from perdure.api.archive import object_name as object_name_of
 from perdure.api.conditions import Reason
-from perdure.api.names import Identity, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.names import (
+    Identity,
+    NamespaceUid,
+    NodeId,
+    NodeName,
+    OperationId,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+    generation,
+)
 from perdure.api.phases import Phase
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.allotment import (
@@ -295,9 +305,8 @@ class FakeAgentLedger(_Fake):
             return
         if runtime.state_at is None or runtime.state_at <= row.at:
             runtime.state, runtime.state_at = row.after, row.at
-            runtime.snapshot_key = row.snapshot_key or runtime.snapshot_key
-        else:
-            runtime.snapshot_key = runtime.snapshot_key or row.snapshot_key
+        keys = (key for key in (runtime.snapshot_key, row.snapshot_key) if key is not None)
+        runtime.snapshot_key = max(keys, key=generation, default=None)
         runtime.released = release
 
     # ------------------------------------------------------------------------------------------ leases

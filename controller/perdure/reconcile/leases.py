@@ -45,6 +45,7 @@ class LeaseKeeper:
         self._leases: dict[Uid, Lease] = {}
         self._kept: Counter[Uid] = Counter()
         self._renewing: asyncio.Task[None] | None = None
+        self._releasing: set[asyncio.Task[None]] = set()
 
     async def hold(self, uid: Uid, deadline: float | None = None) -> Lease:
         """A lease that is good for a step of at most `deadline` seconds (default: one effect). Raises what the ledger
@@ -125,11 +126,17 @@ class LeaseKeeper:
         self._leases.pop(uid, None)
 
     async def release(self, uid: Uid) -> None:
-        """Give it back; a failure is no harm, it runs out by itself."""
+        """Give it back, also if the caller is cancelled meanwhile; a failure is no harm, it runs out by itself."""
         lease = self._leases.pop(uid, None)
         if lease is None:
             return
+        releasing = asyncio.create_task(self._give_back(lease), name=f"release-lease-{uid}")
+        self._releasing.add(releasing)
+        releasing.add_done_callback(self._releasing.discard)
+        await asyncio.shield(releasing)
+
+    async def _give_back(self, lease: Lease) -> None:
         try:
             await self._ledger.release(lease)
         except PortError as error:
-            log.info("lease_not_released", uid=uid, error=str(error))
+            log.info("lease_not_released", uid=lease.key, error=str(error))

@@ -15,6 +15,7 @@ from perdure.api.names import NodeId, NodeName, Uid
 from perdure.reconcile.leases import RENEWALS_PER_TTL, LeaseKeeper, LeaseTimes
 from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
 from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.ledger import Lease
 
 UID = Uid("uid-1")
 NODE = NodeId("node-1")
@@ -85,6 +86,28 @@ async def test_a_lease_of_another_node_is_waited_for(keeper: LeaseKeeper, tables
 async def test_a_released_lease_is_free(keeper: LeaseKeeper, tables: LedgerTables) -> None:
     await keeper.hold(UID, 10)
     await keeper.release(UID)
+    await FakeAgentLedger(NodeId("node-2"), tables).acquire(UID, TTL_SECONDS)
+
+
+async def test_a_lease_is_given_back_also_for_a_caller_that_is_cancelled(tables: LedgerTables, clock: Clock) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeAgentLedger):
+        async def release(self, lease: Lease) -> None:
+            asked.set()
+            await answer.wait()
+            await super().release(lease)
+
+    keeper = LeaseKeeper(Slow(NODE, tables, monotonic=clock), clock)
+    await keeper.hold(UID, 10)
+    caller = asyncio.create_task(keeper.release(UID))
+    await asked.wait()
+    caller.cancel()
+    answer.set()
+    await asyncio.wait([caller])
+    assert caller.cancelled()
+    async with asyncio.timeout(5):
+        await asyncio.gather(*keeper._releasing)
     await FakeAgentLedger(NodeId("node-2"), tables).acquire(UID, TTL_SECONDS)
 
 

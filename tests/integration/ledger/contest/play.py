@@ -29,8 +29,8 @@ from perdure.ledger.migrate import migrate
 PAUSE_SECONDS = 2 * TTL_SECONDS
 BETWEEN_SECONDS = (0.5, 3.0)
 PAUSED, KILLED = 0.5, 0.35
-STALLED_SECONDS = 120.0
-"""Longer than anything here waits for anything: a wall clock that is five minutes slow is set again in seconds."""
+STALLED_SECONDS = 300.0
+"""Far longer than anything here waits for anything: a wall clock that is five minutes slow is set again in seconds."""
 PROGRESS_SECONDS = 10.0
 SLEEPY = 0
 """The number of the holder whose monotonic clock does not go on in a pause."""
