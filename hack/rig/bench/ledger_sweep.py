@@ -105,6 +105,7 @@ async def sweep(url: str, stopped: int, due: int) -> list[Row]:
         for number in range(due):
             node.stop(number, 3600.0 - (due_at - time.perf_counter()))
         await eventually(lambda: node.looks >= stopped, "those that become due were looked at")
+        await asyncio.sleep(due_at - time.perf_counter())
         cpu = time.process_time()
         await eventually(lambda: len(node.begun) >= due, "all that are due are begun")
         seconds = max(node.begun) - due_at

@@ -11,6 +11,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -34,8 +35,8 @@ from tests.integration.ledger.contest.words import (
 from perdure.api.duration import parse_ttl
 
 TTLS = ("0s", "50ms", "400ms", "1500ms", "4s", "9s")
-OFFERED = 24
-"""Lives that all holders are shown at a time: few, so that they meet."""
+CROWD, OFFERED = 300, 24
+"""Of so many that stopped first, all holders are shown the same few at a time, so that they meet."""
 CLOCK_GRAIN_SECONDS = 0.001
 
 _GROUNDS = """
@@ -148,7 +149,7 @@ class Witness:
         self.heard.setdefault(request.holder, asyncio.Event()).set()
         # For a while all holders are drawn to the same few.
         crowd = random.Random(int(time.monotonic() * 4))
-        standing = list(self.standing)
+        standing = list(islice(self.standing, CROWD))
         shown = crowd.sample(standing, min(OFFERED, len(standing)))
         self._bring_back()
         return Lives([self.lives[uid].life for uid in shown], self.over)
