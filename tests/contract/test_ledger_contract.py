@@ -98,6 +98,13 @@ async def test_that_there_was_data_is_never_forgotten(rig: Rig) -> None:
     assert (await known(ledger, ref())).data_seen == "key-2"
 
 
+async def test_the_newest_data_is_that_of_the_later_generation_also_when_the_clock_was_set_back(rig: Rig) -> None:
+    ledger = rig.agent()
+    await ledger.apply([finished(ref(), 1, at=400, snapshot_key="key-9")], NAME_A)
+    await ledger.apply([finished(ref(), 2, at=100, snapshot_key="key-10")], NAME_A)
+    assert (await known(ledger, ref())).data_seen == "key-10"
+
+
 async def test_rows_may_come_twice_and_in_any_order(rig: Rig) -> None:
     ledger = rig.agent()
     rows: list[OperationRow] = [

@@ -330,6 +330,24 @@ def test_a_first_start_waits_for_the_ledger() -> None:
     told(story)
 
 
+def test_a_journal_that_takes_nothing_starts_nothing_new_and_says_so() -> None:
+    async def story(node: Node) -> None:
+        survivors = node.survivors
+        node.process.journal.broken = "50000 operations already wait for the ledger"
+        name = (Kind.BOT, "agents", "new")
+        survivors.cluster.create(*name, SPEC)
+        await node.pass_time()
+        node.assert_untouched()
+        (ready,) = (it for it in survivors.cluster.runtimes[name].status.conditions if it.type == "Ready")
+        assert (ready.status, ready.reason) == ("False", "JournalFailed")
+        assert "already wait for the ledger" in ready.message
+        node.process.journal.broken = None
+        await node.pass_time(2 * SOON_SECONDS)
+        assert survivors.cluster.runtimes[name].status.phase == "Running"
+
+    told(story)
+
+
 def test_a_machine_that_was_rebooted_starts_everything_again_on_its_data() -> None:
     async def story(node: Node) -> None:
         await node.restart(lambda survivors: survivors.machine.lose_tasks())

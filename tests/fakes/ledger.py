@@ -289,11 +289,11 @@ class FakeAgentLedger(_Fake):
 
     def _start(self, row: OperationStarted, fence: int | None) -> None:
         entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref))
+        if fence is not None and (entry.started_at is None or entry.finished_at is None):
+            entry.fence = max(fence, entry.fence or 0)
         if entry.started_at is None:
             entry.op, entry.source, entry.started_at, entry.before = row.op, row.source, row.at, row.before
             entry.correlation = row.correlation
-        if entry.finished_at is None and fence is not None:
-            entry.fence = max(fence, entry.fence or 0)
 
     def _finish(self, row: OperationFinished, fence: int | None) -> bool:
         entry = self.tables.operations.setdefault(row.id, OperationEntry(row.id, row.ref, fence=fence))
@@ -309,9 +309,8 @@ class FakeAgentLedger(_Fake):
             return
         if runtime.state_at is None or runtime.state_at <= row.at:
             runtime.state, runtime.state_at = row.after, row.at
-            runtime.snapshot_key = row.snapshot_key or runtime.snapshot_key
-        else:
-            runtime.snapshot_key = runtime.snapshot_key or row.snapshot_key
+        keys = (key for key in (runtime.snapshot_key, row.snapshot_key) if key is not None)
+        runtime.snapshot_key = max(keys, key=generation, default=None)
         runtime.released = release
 
     # ------------------------------------------------------------------------------------------ leases
@@ -339,14 +338,11 @@ class FakeAgentLedger(_Fake):
 
     async def renew_all(self, leases: Sequence[Lease], ttl: float) -> Sequence[Lease]:
         self._before("renew_all")
-        ours = []
-        for lease in leases:
-            held = self._own(lease)
-            if held is not None:
-                held.expires_at = self.tables.now() + ttl
-                ours.append(replace(lease, expires_at=self._monotonic() + ttl))
+        ours = [lease for lease in leases if self._own(lease) is not None]
+        for lease in ours:
+            self.tables.leases[lease.key].expires_at = self.tables.now() + ttl
         self._after("renew_all")
-        return tuple(ours)
+        return tuple(replace(lease, expires_at=self._monotonic() + ttl) for lease in ours)
 
     async def release(self, lease: Lease) -> None:
         self._before("release")

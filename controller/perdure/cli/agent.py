@@ -6,7 +6,7 @@ import uvloop
 
 from perdure.api.names import Uid
 from perdure.cli import node_side
-from perdure.cli.ledgers import open_database
+from perdure.cli.ledgers import open_checked_database
 from perdure.cli.process import Process, patiently, run_process
 from perdure.cli.settings import AgentSettings
 from perdure.journal.identity import node_id
@@ -33,7 +33,7 @@ async def _main(process: Process, settings: AgentSettings) -> None:
     identity = node_id(settings.node.state_dir)
     cluster = KubeCluster(client, process.metrics, host=settings.node.name, node_id=identity)
     installation = await patiently(process, "api", cluster.installation)
-    database = await open_database(process.closing, settings.database_url.reveal())
+    database = await open_checked_database(process.closing, settings.database_url.reveal())
     ledger = PostgresAgentLedger(database, installation, identity)
     neighbours = node_side.Neighbours(client, ledger, _nobody_near)
     side = await node_side.build(process, settings.common, settings.node, neighbours)

@@ -13,7 +13,7 @@ from perdure.cli.process import Process, patiently
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.migrate import migrate
+from perdure.ledger.migrate import admit, migrate
 from perdure.ledger.months import keep_months
 from perdure.reconcile.ports.errors import LedgerUnavailable
 
@@ -35,6 +35,11 @@ class Ledgers:
 async def open_database(closing: AsyncExitStack, url: str) -> Database:
     """Opening never fails for a server that is away: the first question does."""
     return await closing.enter_async_context(Database(url))
+
+
+async def open_checked_database(closing: AsyncExitStack, url: str) -> Database:
+    """The agent's: to use a schema that is older or newer than it knows is refused, as a server that is away would."""
+    return await closing.enter_async_context(Database(url, admit=admit))
 
 
 async def migrate_patiently(process: Process, database: Database) -> None:

@@ -47,11 +47,21 @@ class DatabaseSettings:
 class Database:
     """A pool on one database; `async with`, or `open` and `close`. Opening never fails: the first call does."""
 
-    def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
-        """`url`: a libpq URL or `key=value` string. Raises `LedgerUnavailable` when it is neither."""
+    def __init__(
+        self,
+        url: str,
+        settings: DatabaseSettings | None = None,
+        admit: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> None:
+        """`url`: a libpq URL or `key=value` string. Raises `LedgerUnavailable` when it is neither.
+
+        `admit` is asked of each new connection, and raises `LedgerUnavailable` for a ledger that is not to be used.
+        """
         check_url(url)
+        self._admit = admit
         self.settings = settings or DatabaseSettings()
         self._last_refusal = ""
+        self._not_admitted = ""
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
             connection_class=self._connection_class(),
@@ -137,6 +147,14 @@ class Database:
         # A machine that is lost in the middle of a transaction must not hold its locks until TCP notices.
         idle = round(self.settings.deadline_seconds * 1000)
         await connection.execute(sql.SQL("SET idle_in_transaction_session_timeout = {}").format(idle))
+        if self._admit is not None:
+            try:
+                with self._explained("looking at the ledger of a new connection"):
+                    await self._admit(connection)
+            except LedgerUnavailable as error:
+                self._not_admitted = str(error)
+                raise psycopg.NotSupportedError(self._not_admitted) from error
+            self._not_admitted = ""
 
     def _connection_class(self) -> type[Connection]:
         """The pool tells its callers only that there is no connection: this remembers why."""
@@ -160,7 +178,9 @@ class Database:
         try:
             yield
         except (PoolTimeout, PoolClosed) as error:
-            why = self._last_refusal or _first_line(error)
+            if self._not_admitted:
+                raise LedgerUnavailable(f"{doing}: {self._not_admitted}") from error
+            why = self._last_refusal or self._used_up() or _first_line(error)
             raise LedgerUnavailable(f"{doing}: no connection to PostgreSQL: {why}{_advice(why)}") from error
         except psycopg.errors.InsufficientPrivilege as error:
             raise LedgerUnavailable(
@@ -178,6 +198,15 @@ class Database:
             ) from error
         except (psycopg.Error, OSError) as error:
             raise LedgerUnavailable(f"{doing}: {_first_line(error)}") from error
+
+    def _used_up(self) -> str:
+        """Said where the server refused nothing: who asks for more than a process has waits for its own others."""
+        pool = self._pool.get_stats()
+        if pool.get("pool_size", 0) < self.settings.connections or pool.get("pool_available", 0):
+            return ""
+        return (
+            f"all {self.settings.connections} connections of this process are in use, and none was given back in time"
+        )
 
 
 def _advice(refusal: str) -> str:

@@ -61,8 +61,12 @@ async def migrate(database: Database) -> None:
 
 async def check_schema(database: Database) -> None:
     """Raises `LedgerUnavailable` unless the schema is the one that this program was written for."""
-    applied = await database.run("reading the version of the ledger's schema", _applied)
-    if missing := _missing(applied):
+    await database.run("reading the version of the ledger's schema", admit)
+
+
+async def admit(connection: Connection) -> None:
+    """The same of one connection: what an agent's `Database` asks of each."""
+    if missing := _missing(await _applied(connection)):
         raise LedgerUnavailable(
             f"reading the version of the ledger's schema: migration {missing[0].version} is not applied; start the "
             "controller of this version first, it migrates the ledger"

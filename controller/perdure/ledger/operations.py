@@ -1,7 +1,8 @@
 """Operations and what they do to a runtime's row, as SQL: the state change and the operation's row are one statement.
 
 Rows may come twice and in any order: an operation is completed once, what is there is never changed, and a runtime's
-row is moved only by a newer operation. That the runtime had data (`snapshot_key`) is kept whatever the order.
+row is moved only by a newer operation. That the runtime had data (`snapshot_key`) is kept whatever the order, and of two
+snapshots the later generation, whatever the clocks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ STARTED = sql.SQL(
 )
 BEGIN = sql.SQL(
     f"WITH {HELD}, begun AS ({_STARTED_INSERT} SELECT {_STARTED_VALUES.format(fence='held.fence')} FROM held"
-    f" {_STARTED_CONFLICT} WHERE operations.finished_at IS NULL) SELECT EXISTS (SELECT FROM held) AS held"
+    f" {_STARTED_CONFLICT} WHERE operations.started_at IS NULL OR operations.finished_at IS NULL)"
+    " SELECT EXISTS (SELECT FROM held) AS held"
 )
 
 _FINISHED = """
@@ -72,25 +74,30 @@ ON CONFLICT (installation, uid) DO UPDATE
    SET actual_state = CASE WHEN {newer} THEN excluded.actual_state ELSE runtime.actual_state END,
        node_name = CASE WHEN {newer} THEN excluded.node_name ELSE runtime.node_name END,
        image = CASE WHEN {newer} THEN COALESCE(excluded.image, runtime.image) ELSE runtime.image END,
-       snapshot_key = CASE WHEN {newer} THEN COALESCE(excluded.snapshot_key, runtime.snapshot_key)
-                           ELSE COALESCE(runtime.snapshot_key, excluded.snapshot_key) END,
+       snapshot_key = CASE WHEN {generation_known} >= {generation_told} THEN runtime.snapshot_key
+                           ELSE COALESCE(excluded.snapshot_key, runtime.snapshot_key) END,
        container = excluded.container,
        state_at = GREATEST(runtime.state_at, excluded.state_at),
        released_at = excluded.released_at, released_by = excluded.released_by,
        version = runtime.version + 1, updated_at = now()
  WHERE runtime.released_at IS NULL
 """
+_GENERATION = "COALESCE(substring({row}.snapshot_key from '[0-9]+$')::numeric, -1)"
+"""Generations only rise, and no key is used twice: which data is the newest does not hang on a clock."""
 _NEWER = "(runtime.state_at IS NULL OR runtime.state_at <= excluded.state_at)"
 
-FINISHED = sql.SQL(
-    f"WITH finished AS ({_FINISHED.format(fence='NULL', source='')})"
-    + _MOVE_RUNTIME.format(newer=_NEWER, source="FROM finished")
-)
+
+def _moved(source: str) -> str:
+    known, told = (_GENERATION.format(row=row) for row in ("runtime", "excluded"))
+    return _MOVE_RUNTIME.format(newer=_NEWER, generation_known=known, generation_told=told, source=source)
+
+
+FINISHED = sql.SQL(f"WITH finished AS ({_FINISHED.format(fence='NULL', source='')})" + _moved("FROM finished"))
 """Without a lease: an operation that is there already, finished, moves nothing."""
 
 FINISH = sql.SQL(
     f"WITH {HELD}, finished AS ({_FINISHED.format(fence='held.fence', source='FROM held')}),"
-    f" moved AS ({_MOVE_RUNTIME.format(newer=_NEWER, source='FROM held')})"
+    f" moved AS ({_moved('FROM held')})"
     " SELECT EXISTS (SELECT FROM held) AS held"
 )
 """Under a lease, and with the release of the life if it is over. A repetition moves the runtime's row again: the first

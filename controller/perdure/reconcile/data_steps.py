@@ -16,7 +16,7 @@ from perdure.api.names import RuntimeRef
 from perdure.plan.operations import DURABLE
 from perdure.plan.steps import AdoptSnapshot, Ground, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
 from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
-from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place, workspace_of
+from perdure.reconcile.hands import Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError
 
@@ -100,7 +100,7 @@ class DataSteps:
             began = asyncio.get_running_loop().time()
             facts = await self._hands.archives.export(request, layer)
             self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish_archive(facts, lease)
         self._verified_here.add(facts.sequence)
         record = self._hands.record(ref)
@@ -111,8 +111,8 @@ class DataSteps:
         """The one place where a snapshot goes: every ground is checked again here, against the journal and the store."""
         record = self._hands.record(ref)
         await self._check_ground(step, record)
-        await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
-        await self._hands.engine.remove_workspace(step.key)
+        async with self._hands.leases.effect(ref.uid):
+            await self._hands.engine.remove_workspace(step.key)
         log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
 
     async def record_put_away(self, put_away: PutAway, ref: RuntimeRef) -> None:
@@ -124,7 +124,7 @@ class DataSteps:
             raise PortError(
                 f"the data of {ref} is not in archive {put_away.archive.sequence}", reason=Reason.INTERNAL_ERROR
             )
-        lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+        lease = await self._hands.leases.hold(ref.uid)
         await self._hands.ledger.put_away(archived.sequence, lease)
         await self._hands.journal.commit(put=replace(record, workspace=None, put_away=put_away))
         log.info("put_away", runtime=str(ref), uid=ref.uid, archive=archived.sequence, source=put_away.source.value)
@@ -160,7 +160,7 @@ class DataSteps:
         archives = self._hands.archives
         kept = {facts.sequence for facts in await self._hands.ledger.archives(ref.identity, None) if facts.retain}
         for facts in await self._hands.ledger.purgeable(ref.identity):
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.mark_purging(facts.sequence, lease)
             if facts.node_id in (None, self._place.node_id):
                 await archives.delete(facts)

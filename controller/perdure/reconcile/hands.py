@@ -19,9 +19,6 @@ from perdure.reconcile.ports.ledger import AgentLedger
 from perdure.reconcile.ports.sandbox import Sandbox
 from perdure.reconcile.probe import Probe
 
-REMOVE_SECONDS = 10.0
-"""Deadline of one destructive effect, and of one write under a lease."""
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

@@ -11,55 +11,86 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import structlog
 
+from perdure.api.conditions import Reason
 from perdure.api.names import Uid
 from perdure.reconcile.ports.errors import PortError, StaleFence
 from perdure.reconcile.ports.ledger import AgentLedger, Lease
 
-TTL_SECONDS = 60.0
 RENEWALS_PER_TTL = 3
 RELEASE_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    ttl_seconds: float = 60.0
+    """How long after its death a holder still keeps others away."""
+    effect_seconds: float = 10.0
+    """Deadline of one destructive effect, and of one write under a lease."""
+
+
 class LeaseKeeper:
     """One per agent process. Keys are uids."""
 
-    def __init__(self, ledger: AgentLedger, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, ledger: AgentLedger, monotonic: Callable[[], float] = time.monotonic, times: LeaseTimes | None = None
+    ) -> None:
         self._ledger = ledger
         self._monotonic = monotonic
+        self._times = times or LeaseTimes()
         self._leases: dict[Uid, Lease] = {}
         self._kept: Counter[Uid] = Counter()
         """What work of unknown length goes on under."""
         self._renewing: asyncio.Task[None] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
 
-    async def hold(self, uid: Uid, deadline: float) -> Lease:
-        """A lease that is good for a step of at most `deadline` seconds. Raises what the ledger raises."""
+    async def hold(self, uid: Uid, deadline: float | None = None) -> Lease:
+        """A lease that is good for a step of at most `deadline` seconds (default: one effect). Raises what the ledger
+        raises; `StaleFence` if it was lost since it was taken: what was seen under it may not be so any more."""
+        deadline = self._times.effect_seconds if deadline is None else deadline
         lease = self._leases.get(uid)
         if lease is not None and lease.expires_at - self._monotonic() > 2 * deadline:
             return lease
-        ttl = max(TTL_SECONDS, 3 * deadline)
-        if lease is not None:
-            try:
-                return self._keep(uid, await self._ledger.renew(lease, ttl))
-            except StaleFence:
-                self._leases.pop(uid, None)
-        return self._keep(uid, await self._ledger.acquire(uid, ttl))
+        ttl = max(self._times.ttl_seconds, 3 * deadline)
+        if lease is None:
+            return self._keep(uid, await self._ledger.acquire(uid, ttl))
+        try:
+            return self._keep(uid, await self._ledger.renew(lease, ttl))
+        except StaleFence:
+            self._leases.pop(uid, None)
+            raise
 
     def _keep(self, uid: Uid, lease: Lease) -> Lease:
         self._leases[uid] = lease
         return lease
 
     @asynccontextmanager
-    async def kept(self, uid: Uid) -> AsyncIterator[Lease]:
-        """Renewed in the background for work of unknown length; the work's own ledger writes check the fence.
+    async def effect(self, uid: Uid) -> AsyncIterator[Lease]:
+        """Around one destructive effect: what is not done while the lease is good for sure is cut off, however long
+        this process was paused meanwhile. Raises `PortError` then, and what `hold` raises."""
+        lease = await self.hold(uid)
+        good_for = lease.expires_at - self._times.effect_seconds - self._monotonic()
+        try:
+            async with asyncio.timeout(good_for) as limit:
+                yield lease
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            raise PortError(
+                f"working under the lease {lease.key}: it was not done {self._times.effect_seconds:g} s before the lease "
+                "runs out, and was cut off; it is looked at again",
+                reason=Reason.IN_PROGRESS,
+            ) from error
 
-        Whatever goes on at once is renewed together, in one statement for each interval."""
-        lease = await self.hold(uid, TTL_SECONDS / 3)
+    @asynccontextmanager
+    async def kept(self, uid: Uid) -> AsyncIterator[Lease]:
+        """Renewed in the background for work of unknown length; the work's own ledger writes check the fence."""
+        lease = await self.hold(uid, self._times.ttl_seconds / RENEWALS_PER_TTL)
         self._kept[uid] += 1
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._renew_on_and_on(), name="renew-leases")
@@ -73,30 +104,30 @@ class LeaseKeeper:
                 await asyncio.gather(renewing, return_exceptions=True)
 
     async def _renew_on_and_on(self) -> None:
+        """All that are kept in one statement, however many."""
         while True:
-            await asyncio.sleep(TTL_SECONDS / RENEWALS_PER_TTL)
-            held = [self._leases[uid] for uid in self._kept if uid in self._leases]
-            if not held:
+            await asyncio.sleep(self._times.ttl_seconds / RENEWALS_PER_TTL)
+            leases = [self._leases[uid] for uid in self._kept if uid in self._leases]
+            if not leases:
                 continue
             try:
-                renewed = {lease.key: lease for lease in await self._ledger.renew_all(held, TTL_SECONDS)}
+                renewed = await self._ledger.renew_all(leases, self._times.ttl_seconds)
             except PortError as error:
-                # They may still be good; if one is not, the fence makes its work's own rows fail.
-                log.warning("leases_not_renewed", count=len(held), error=str(error))
+                # They may still be good; where one is not, the fence makes the work's own rows fail.
+                log.warning("leases_not_renewed", leases=len(leases), error=str(error))
                 continue
-            for lease in held:
-                uid = Uid(lease.key)
-                if lease.key in renewed and self._leases.get(uid) == lease:
-                    self._leases[uid] = renewed[lease.key]
-                elif lease.key not in renewed:
-                    log.warning("lease_was_taken_over", uid=uid, fence=lease.fence)
+            for lease in renewed:
+                if self._leases.get(Uid(lease.key)) in leases:
+                    self._keep(Uid(lease.key), lease)
+            if lost := {lease.key for lease in leases} - {lease.key for lease in renewed}:
+                log.warning("leases_lost", uids=sorted(lost))
 
     def drop(self, uid: Uid) -> None:
         """Somebody has taken it over: the next step takes a new one, with a fence of its own."""
         self._leases.pop(uid, None)
 
     async def release(self, uid: Uid) -> None:
-        """Give it back; a failure is no harm, it runs out by itself."""
+        """Give it back, also if the caller is cancelled meanwhile; a failure is no harm, it runs out by itself."""
         lease = self._leases.pop(uid, None)
         if lease is None:
             return

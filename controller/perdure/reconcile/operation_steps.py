@@ -17,7 +17,7 @@ from perdure.api.phases import Phase
 from perdure.plan.operations import DURABLE, answered, correlation, operation_id, request_operation_id
 from perdure.plan.steps import Answer, Begin, Dispose, Finish
 from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
-from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.ports.errors import LeaseBusy
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
@@ -58,7 +58,7 @@ class OperationSteps:
             await self._hands.journal.commit(put=record)
             await self._hands.outbox.flush()
             try:
-                lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+                lease = await self._hands.leases.hold(ref.uid)
             except LeaseBusy as busy:
                 if operation.op is not Op.CLEANUP:
                     raise
@@ -116,7 +116,7 @@ class OperationSteps:
             last_request=answered(operation, step) or record.last_request,
         )
         if step.release:
-            lease = await self._hands.leases.hold(ref.uid, REMOVE_SECONDS)
+            lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish(row, self._place.node_name, lease, release=True)
             await self._hands.journal.commit(put=closed)
             await self._hands.leases.release(ref.uid)

@@ -21,7 +21,7 @@ from perdure.api.runtime import RequestStatus
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import ArchiveFacts, Code, Outcome
 from perdure.reconcile.guards import Guards
-from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.ports.archives import StoredArchive
 from perdure.reconcile.ports.errors import ArchiveCorrupt, LeaseBusy, PortError, StoreError
 from perdure.reconcile.ports.ledger import Catalogued
@@ -148,7 +148,7 @@ class Reindexer:
         self, facts: ArchiveFacts, ref: RuntimeRef, request: RequestId, here: frozenset[Uid] | None
     ) -> Catalogued:
         nothing_else = await self._is_nothing_else_left(ref, here)
-        lease = await self._hands.leases.hold(self._lease_key, REMOVE_SECONDS)
+        lease = await self._hands.leases.hold(self._lease_key)
         known = await self._hands.ledger.enter_archive(
             facts, ref, request, self._place.node_name, lease, all_there_is=nothing_else
         )

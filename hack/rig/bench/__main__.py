@@ -40,7 +40,7 @@ class Benchmark:
 
 BENCHMARKS = {
     "ledger": Benchmark(
-        "state changes at 50 clients, questions over a million operations, SQL of an idle agent, --help",
+        "state changes at 50 clients, a sweep, questions over a million operations, SQL of idle processes, --help",
         lambda directory, n, quick: ledger.run(directory, n, quick=quick),
         ledger.run_profile,
         ledger.DEFAULT_N,
@@ -73,7 +73,12 @@ def main(arguments: list[str]) -> int:
     n = options.n or (benchmark.quick_n if options.quick else benchmark.n)
     directory = options.dir.resolve() if options.dir else None
     file = RESULTS / f"{options.name}{'-profile' if options.profile else ''}.json"
-    measuring = benchmark.profile(directory, n) if options.profile else benchmark.run(directory, n, options.quick)
+    if options.profile:
+        measuring = benchmark.profile(directory, n)
+    elif options.name == "ledger":
+        measuring = ledger.run(directory, n, quick=options.quick, history_rows=options.rows)
+    else:
+        measuring = benchmark.run(directory, n, options.quick)
     _say_only_warnings()
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")  # ctr is forked beside a gRPC client; the child only execs
     failed = False
@@ -141,6 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"single operations (default: ledger {ledger.DEFAULT_N}, start {start.DEFAULT_N}, network {network.DEFAULT_N})",
     )
     parser.add_argument("--quick", action="store_true", help="only to see that it works: 10 and less")
+    parser.add_argument("--rows", type=_count, help="ledger: operations that questions are asked of (default: 1000000)")
     parser.add_argument("--profile", action="store_true", help="show where the time goes, step by step, instead")
     parser.add_argument("--dir", type=Path, help="new or empty folder for the environment, removed afterwards")
     return parser

@@ -147,10 +147,10 @@ async def idle(stage: Stage, size: int, seconds: float) -> list[Row]:
     cpu = spent(cpu_before, stage.accounts.seconds())
     await asyncio.sleep(STATISTICS_SECONDS)
     api, sql = apimetrics.writes(await stage.cluster.metrics()) - before, await _written_rows(stage) - rows_before
-    (daemon,) = stage.processes
-    resident = _resident_mib(stage.process_of(daemon).pid)
+    resident = sum(_resident_mib(stage.process_of(daemon).pid) for daemon in stage.processes)
+    roles = " and ".join(daemon.name.removeprefix("perdure-") for daemon in stage.processes)
     await asyncio.gather(*(remove(subject) for subject in subjects))
-    who, common = f"idle, {size} Stopped objects", f"perdure standalone, {seconds:.0f} s"
+    who, common = f"idle, {size} Stopped objects", f"perdure {roles}, {seconds:.0f} s"
     return [
         Row(f"{who}: memory", "MiB", resident, 1, goal=Goal(130.0), notes=common),
         Row(f"{who}: CPU", "% of a core", cpu["perdure"] * 100 / seconds, 1, goal=Goal(0.5), notes=common),

@@ -1,6 +1,7 @@
 """What the ledger does per second, and what a question over a long history costs. Called by ``rig.bench.ledger``."""
 
 import asyncio
+import hashlib
 import json
 import random
 import tempfile
@@ -38,8 +39,10 @@ _FILL = """
 SELECT make_operation_months((now() - interval '{days} days')::date, now()::date);
 INSERT INTO operations (installation, id, uid, namespace_uid, kind, namespace, name, node_name, op, source, before, after,
                         outcome, error_code, message, image, snapshot_key, started_at, finished_at, recorded_at, month)
-SELECT 'bench', md5(n::text), 'uid-' || n % {names}, 'ns', 'BotRuntime', 'ns-' || n % 20, 'bot-' || n % {names}, 'node-1',
-       CASE n % 1000 WHEN 7 THEN 'purge' ELSE (ARRAY['start', 'stop', 'restart'])[1 + n % 3] END, 'kubectl', 'Stopped', 'Running',
+SELECT 'bench', md5(n::text), md5('uid-' || n % {names})::uuid::text, 'ns', 'BotRuntime',
+       'ns-' || n % 20, 'bot-' || n % {names}, 'node-1',
+       CASE n % 1000 WHEN 7 THEN 'purge' ELSE (ARRAY['start', 'stop', 'restart'])[1 + n % 3] END,
+       CASE WHEN n % 1000 = 3 THEN 'admin_cli' WHEN n % 10 < 6 THEN 'node_event' ELSE 'kubectl' END, 'Stopped', 'Running',
        CASE n % 100 WHEN 0 THEN 'failure' ELSE 'success' END, CASE n % 100 WHEN 0 THEN 'StoreFull' END,
        'a sentence of the usual length about what was done and why', 'registry/image:1', 'br-uid-1', at, at + interval '1 s',
        at, date_trunc('month', at AT TIME ZONE 'UTC')
@@ -184,6 +187,11 @@ def _named(**more: object) -> HistoryQuery:
     return HistoryQuery(**query)  # type: ignore[arg-type]
 
 
+def _uid() -> str:
+    """As the server made them."""
+    return str(uuid.UUID(hashlib.md5(f"uid-{random.randrange(NAMES)}".encode(), usedforsecurity=False).hexdigest()))
+
+
 def _ago(days: float) -> datetime:
     return datetime.now(UTC) - timedelta(days=days)
 
@@ -192,10 +200,15 @@ _QUESTIONS: dict[str, Callable[[], HistoryQuery]] = {
     "one runtime": _named,
     "one runtime, failures": lambda: _named(outcomes=("failure",)),
     "one runtime, a day of last month": lambda: _named(since=_ago(31), until=_ago(30)),
-    "one life by its uid": lambda: HistoryQuery(uid=f"uid-{random.randrange(NAMES)}"),
+    "one life by its uid": lambda: HistoryQuery(uid=_uid()),
+    "one life by the beginning of its uid": lambda: HistoryQuery(uid=_uid()[:8]),
     "everything, newest": HistoryQuery,
     "one namespace, newest": lambda: HistoryQuery(namespace=f"ns-{random.randrange(20)}"),
     "everything, failures of a day": lambda: HistoryQuery(outcomes=("failure",), since=_ago(1), limit=1000),
+    "everything, a usual source": lambda: HistoryQuery(sources=("node_event",)),
+    "everything, a rare source": lambda: HistoryQuery(sources=("admin_cli",)),
+    "everything, a source that never was": lambda: HistoryQuery(sources=("auto_ttl",)),
+    "everything, two sources": lambda: HistoryQuery(sources=("auto_ttl", "admin_cli")),
     "everything, a rare operation": lambda: HistoryQuery(ops=("purge",)),
     "everything, an outcome that never was": lambda: HistoryQuery(outcomes=("superseded",)),
 }

@@ -24,7 +24,7 @@ from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.embedded import EmbeddedPostgres
 from perdure.ledger.migrate import migrate
 from perdure.plan.certainty import Present, Unknown
-from perdure.reconcile.ports.errors import LedgerUnavailable, StaleFence
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
 from perdure.reconcile.ports.ledger import Binding
 
@@ -284,6 +284,25 @@ async def test_a_lease_ends_for_its_holder_no_later_than_for_the_database(databa
             assert row is not None
             assert lease.expires_at + wall_minus_monotonic <= float(row["at"]) + 0.005
             lease = await agent(database).renew(lease, 2 * TTL)
+
+
+@pytest.mark.env
+async def test_the_lease_of_a_dead_holder_is_somebody_elses_within_its_time_and_a_second(database_url: str) -> None:
+    ttl = 1.5
+    async with Database(database_url) as database:
+        await migrate(database)
+        other = PostgresAgentLedger(database, CLUSTER, NODE_B)
+        began = time.monotonic()
+        lease = await agent(database).acquire("key", ttl)  # and its holder is heard of no more
+        async with asyncio.timeout(ttl + 1):
+            while True:
+                try:
+                    taken = await other.acquire("key", ttl)
+                    break
+                except PortError:
+                    continue
+        assert time.monotonic() - began >= ttl
+        assert taken.fence > lease.fence
 
 
 @pytest.mark.env

@@ -10,14 +10,16 @@ from psycopg import sql
 
 from perdure.api.names import InstallationId
 from perdure.ledger import migrate as migrate_module
-from perdure.ledger.database import Database
+from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.identity import read_identity
-from perdure.ledger.migrate import check_schema, known_migrations, migrate
+from perdure.ledger.migrate import admit, check_schema, known_migrations, migrate
 from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.ledger import LedgerIdentity
 
 pytestmark = pytest.mark.env
 
 TABLES = sql.SQL("SELECT count(*) AS n FROM pg_tables WHERE schemaname = 'public'")
+NEWER = sql.SQL("INSERT INTO perdure_migrations (version, name, sha256) VALUES (9999, 'later', 'x')")
 VERSIONS = sql.SQL("SELECT version FROM perdure_migrations ORDER BY version")
 
 
@@ -36,10 +38,9 @@ async def test_processes_that_start_at_once_make_one_schema(database_url: str) -
 
 
 async def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> None:
-    newer = sql.SQL("INSERT INTO perdure_migrations (version, name, sha256) VALUES (9999, 'later', 'x')")
     async with Database(database_url) as database:
         await migrate(database)
-        await database.write("pretending to be newer", newer, {})
+        await database.write("pretending to be newer", NEWER, {})
         for refuse in (migrate, check_schema):
             with pytest.raises(
                 LedgerUnavailable, match=r"it is 9999, and this program knows \d+ at most; run the newer"
@@ -59,6 +60,30 @@ async def test_an_agent_says_that_the_controller_must_come_first(database_url: s
     async with Database(database_url) as database:
         with pytest.raises(LedgerUnavailable, match="migration 1 is not applied; start the controller"):
             await check_schema(database)
+
+
+async def test_an_agent_uses_no_schema_but_its_own_and_goes_on_when_it_is_there(database_url: str) -> None:
+    doing = r"reading the ledger's identity: reading the version of the ledger's schema: "
+    settings = DatabaseSettings(connections=1, connect_seconds=1.0)
+    async with Database(database_url) as owner, Database(database_url, settings, admit) as agent:
+        with pytest.raises(LedgerUnavailable, match=f"{doing}migration 1 is not applied; start the controller"):
+            await read_identity(agent, InstallationId("i"))
+        await migrate(owner)
+        assert await _sooner_or_later(agent) == await read_identity(owner, InstallationId("i"))
+    async with Database(database_url) as owner:
+        await owner.write("pretending to be newer", NEWER, {})
+        async with Database(database_url, settings, admit) as agent:
+            with pytest.raises(LedgerUnavailable, match=f"{doing}it is 9999"):
+                await read_identity(agent, InstallationId("i"))
+
+
+async def _sooner_or_later(database: Database) -> LedgerIdentity:
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                return await read_identity(database, InstallationId("i"))
+            except LedgerUnavailable:
+                continue
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

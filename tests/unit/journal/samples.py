@@ -82,6 +82,14 @@ def rows(n: int = 1) -> tuple[OperationRow, OperationRow]:
     return (
         OperationStarted(identity, ref(n), Op.START, Source.AUTO_RECONCILE, 1.0, Phase.PENDING, "image"),
         OperationFinished(
-            identity, ref(n), 2.0, Outcome.FAILURE, Phase.FAILED, "StartFailed", "why “so”\n", SnapshotKey("k"), "image"
+            identity,
+            ref(n),
+            2.0,
+            Outcome.FAILURE,
+            Phase.FAILED,
+            "StartFailed",
+            "why “so”\n",
+            SnapshotKey("k-1"),
+            "image",
         ),
     )

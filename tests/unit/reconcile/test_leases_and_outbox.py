@@ -14,14 +14,15 @@ from tests.unit.journal.samples import rows
 from perdure.api.names import InstallationId, NodeId, NodeName, Uid
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
-from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, TTL_SECONDS, LeaseKeeper
+from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, LeaseKeeper, LeaseTimes
 from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.ledger import Lease
 from perdure.reconcile.retries import Retries
 
 UID = Uid("uid-1")
 NODE = NodeId("node-1")
+TTL_SECONDS = LeaseTimes().ttl_seconds
 
 
 class Clock:
@@ -65,12 +66,15 @@ async def test_a_long_step_gets_a_long_lease(keeper: LeaseKeeper, clock: Clock) 
     assert (await keeper.hold(UID, 100)).expires_at > clock.now + 200
 
 
-async def test_a_lease_that_was_taken_over_is_taken_anew_with_a_higher_fence(
+async def test_a_lease_that_was_taken_over_is_said_to_be_lost_and_then_taken_anew_with_a_higher_fence(
     keeper: LeaseKeeper, tables: LedgerTables, clock: Clock
 ) -> None:
+    """Whoever lost it looks again before anything else: what was seen under it may not be so any more."""
     first = await keeper.hold(UID, 10)
     await FakeAgentLedger(NODE, tables).acquire(UID, TTL_SECONDS)
     clock.now += TTL_SECONDS
+    with pytest.raises(StaleFence):
+        await keeper.hold(UID, 10)
     assert (await keeper.hold(UID, 10)).fence > first.fence + 1
 
 
@@ -142,6 +146,22 @@ async def test_a_kept_lease_outlives_its_time_as_long_as_the_work_goes_on() -> N
         assert held.expires_at > timed.now() + TTL_SECONDS - 2 * RENEWAL_SECONDS
         with pytest.raises(PortError, match="holds it"):
             await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
+
+
+@pytest.mark.looptime
+async def test_an_effect_that_takes_too_long_is_cut_off_while_its_lease_is_good() -> None:
+    timed = Timed()
+    with pytest.raises(PortError, match="cut off"):
+        async with timed.keeper.effect(UID):
+            await asyncio.sleep(10 * TTL_SECONDS)
+    assert timed.tables.leases[UID].expires_at - timed.now() == LeaseTimes().effect_seconds
+
+
+@pytest.mark.looptime
+async def test_an_effects_own_timeout_is_its_own() -> None:
+    with pytest.raises(TimeoutError):
+        async with Timed().keeper.effect(UID):
+            raise TimeoutError
 
 
 @pytest.mark.looptime

@@ -1,0 +1,440 @@
+"""One of the processes that compete for clean-ups: `python -m tests.integration.ledger.contest.holder`, see `play`.
+
+What decides, takes leases, writes rows and removes is the product's own: `plan`, `Executor`, `LeaseKeeper`, `Outbox`,
+`Guards`, `FileJournal`, `PostgresAgentLedger`. Engine and store are the witness's. Its wall clock jumps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import structlog
+from tests.fakes.archives import FakeArchives, FakeStore
+from tests.fakes.cluster import ClusterState, FakeCluster
+from tests.fakes.engine import FakeEngine, FakeMachine
+from tests.fakes.sandbox import FakeSandbox, SandboxState
+from tests.integration.ledger.contest.words import (
+    CHAIN,
+    DIGEST,
+    EFFECT_SECONDS,
+    IMAGE,
+    TTL_SECONDS,
+    Again,
+    Answer,
+    AskCandidates,
+    AskLife,
+    Export,
+    Life,
+    Lives,
+    NoteStopped,
+    Remove,
+    Verify,
+    ask,
+)
+
+from perdure.api import names
+from perdure.api.conditions import Reason
+from perdure.api.names import (
+    ChainId,
+    InstallationId,
+    Kind,
+    NamespaceUid,
+    NodeId,
+    NodeName,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+)
+from perdure.api.phases import Phase
+from perdure.api.runtime import parse_runtime
+from perdure.journal.file import FileJournal
+from perdure.journal.lock import NodeLock
+from perdure.ledger.agent import PostgresAgentLedger
+from perdure.ledger.database import Database
+from perdure.plan.certainty import Absent, Present
+from perdure.plan.planner import plan
+from perdure.plan.steps import Begin, Finish, Note
+from perdure.plan.uptime import Uptime
+from perdure.plan.world import (
+    ArchiveFacts,
+    Code,
+    ImageFacts,
+    Observed,
+    Outcome,
+    Record,
+    SnapshotFacts,
+    Wanted,
+    Workspace,
+    World,
+)
+from perdure.reconcile.executor import Executor
+from perdure.reconcile.guards import Guards
+from perdure.reconcile.hands import Hands, Place
+from perdure.reconcile.leases import LeaseKeeper, LeaseTimes
+from perdure.reconcile.outbox import Outbox
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import EngineUnavailable, PortError, StoreError
+from perdure.reconcile.ports.ledger import Lease
+
+WORKERS = 8
+ROUNDS = 16
+"""More than a clean-up has steps."""
+BOOT = "boot"
+CLOCK_ERRORS = (0.0, -300.0, 300.0, -7.0, 7.0)
+JUMPS_SECONDS = (0.3, 2.0)
+LONG_ARCHIVES = 0.2
+"""The share of archives that take long; some of them longer than a lease."""
+BLINK_SECONDS = 0.3
+"""The longest that a sleepy clock moves on between two looks at it."""
+REST_SECONDS = 0.05
+
+
+class SleepyClock:
+    """A monotonic clock that stands still while its process does, as that of a suspended machine: by it, no lease runs out
+    in a pause. What such a holder writes, the ledger alone can refuse."""
+
+    def __init__(self) -> None:
+        self._now = self._seen = time.monotonic()
+
+    def __call__(self) -> float:
+        seen = time.monotonic()
+        self._now += min(seen - self._seen, BLINK_SECONDS)
+        self._seen = seen
+        return self._now
+
+
+class NotingLedger(PostgresAgentLedger):
+    """Remembers of each key the newest fence and until when its lease is good for sure, for the witness."""
+
+    def __init__(self, database: Database, node: NodeId, monotonic: Callable[[], float]) -> None:
+        super().__init__(database, InstallationId("contest"), node, monotonic)
+        self.newest: dict[str, tuple[int, float]] = {}
+
+    async def acquire(self, key: str, ttl: float) -> Lease:
+        asked_at = time.monotonic()
+        return self._note(await super().acquire(key, ttl), asked_at + ttl)
+
+    async def renew(self, lease: Lease, ttl: float) -> Lease:
+        asked_at = time.monotonic()
+        return self._note(await super().renew(lease, ttl), asked_at + ttl)
+
+    async def renew_all(self, leases_: Sequence[Lease], ttl: float) -> Sequence[Lease]:
+        asked_at = time.monotonic()
+        return tuple(self._note(lease, asked_at + ttl) for lease in await super().renew_all(leases_, ttl))
+
+    def _note(self, lease: Lease, good_until: float) -> Lease:
+        self.newest[lease.key] = (lease.fence, good_until)
+        return lease
+
+
+class WitnessedEngine(FakeEngine):
+    """Snapshots are the witness's."""
+
+    def __init__(self, socket: Path, journal: FileJournal, ledger: NotingLedger, node: NodeId) -> None:
+        super().__init__(FakeMachine(), InstallationId("contest"))
+        self._socket = socket
+        self._journal = journal
+        self._ledger = ledger
+        self._node = node
+
+    async def layer(self, key: SnapshotKey) -> Layer:
+        return Layer(key, Path("/nowhere"), Path("/nowhere"))
+
+    async def remove_workspace(self, key: SnapshotKey) -> None:
+        uid = uid_of(key)
+        record, (fence, good_until) = self._journal.record(uid), self._ledger.newest[uid]
+        assert record is not None
+        assert record.operation is not None
+        request = Remove(
+            holder=self._node,
+            uid=uid,
+            key=key,
+            operation=record.operation.id,
+            fence=fence,
+            until_monotonic=good_until - EFFECT_SECONDS,  # when its caller cuts it off, as the engine is told
+        )
+        if (await ask(self._socket, request, Answer)).text == "late":
+            raise EngineUnavailable(f"removing snapshot {key}: the deadline was over")
+
+
+class WitnessedArchives(FakeArchives):
+    """Archives are the witness's; some take long to write."""
+
+    def __init__(self, socket: Path, draw: random.Random) -> None:
+        super().__init__(FakeStore(), FakeMachine())
+        self._socket = socket
+        self._draw = draw
+
+    async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:
+        if self._draw.random() < LONG_ARCHIVES:
+            await asyncio.sleep(self._draw.uniform(0, TTL_SECONDS * 1.3))
+        of = request.ref
+        stored = await ask(self._socket, Export(of.uid, layer.key, request.sequence), Answer)
+        return ArchiveFacts(
+            sequence=request.sequence,
+            kind=of.kind,
+            namespace=of.namespace,
+            name=of.name,
+            uid=of.uid,
+            store="default",
+            node_id=None,
+            snapshot_key=layer.key,
+            image=IMAGE,
+            image_digest=DIGEST,
+            chain_id=ChainId(CHAIN),
+            sha256=stored.text,
+            bytes=1,
+            entries=1,
+            uncompressed_bytes=1,
+            empty=False,
+        )
+
+    async def verify(self, archive: ArchiveFacts) -> None:
+        found = await ask(self._socket, Verify(archive.sequence, archive.sha256), Answer)
+        if found.text != "whole":
+            raise StoreError(f"archive {archive.sequence}: {found.text}", reason=Reason.STORE_UNAVAILABLE)
+
+
+class _Quiet:
+    def reconciled(self, outcome: str, seconds: float) -> None: ...
+    def stepped(self, step: str, outcome: str, seconds: float) -> None: ...
+    def finished(self, op: str, outcome: str, code: str) -> None: ...
+    def archived(self, direction: str, size: int, seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class WrongClock:
+    """The machine's wall clock as this process sees it."""
+
+    draw: random.Random
+    error: float = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.error
+
+    async def jump_on_and_on(self) -> None:
+        while True:
+            await asyncio.sleep(self.draw.uniform(*JUMPS_SECONDS))
+            self.error = self.draw.choice(CLOCK_ERRORS)
+
+
+class Holder:
+    """`sleepy`: its monotonic clock does not go on in a pause."""
+
+    def __init__(self, socket: Path, state: Path, node: NodeId, database: Database, seed: int, *, sleepy: bool) -> None:
+        self._socket = socket
+        self._node = node
+        self._draw = random.Random(seed)
+        monotonic = SleepyClock() if sleepy else time.monotonic
+        self._clock = WrongClock(self._draw)
+        self._journal = FileJournal.open(state)
+        self._ledger = NotingLedger(database, node, monotonic)
+        self._guards = Guards(self._journal)
+        self._keeper = LeaseKeeper(self._ledger, monotonic, LeaseTimes(TTL_SECONDS, EFFECT_SECONDS))
+        self._outbox = Outbox(self._journal, self._ledger, NodeName(node))
+        self._busy: set[str] = set()
+        """What one of the workers has in hand: a process looks at one key once at a time."""
+        cluster = FakeCluster(ClusterState(), node)
+        hands = Hands(
+            engine=WitnessedEngine(socket, self._journal, self._ledger, node),
+            sandbox=FakeSandbox(SandboxState()),
+            archives=WitnessedArchives(socket, self._draw),
+            journal=self._journal,
+            ledger=self._ledger,
+            cluster=cluster,
+            leases=self._keeper,
+            outbox=self._outbox,
+            probe=_Quiet(),
+        )
+        place = Place(InstallationId("contest"), NodeName(node), node)
+        self._executor = Executor(hands, place, now=self._clock, concurrent_starts=1)
+
+    async def run(self) -> None:
+        """Until nothing is left to be done by anybody. Raises what is a defect."""
+        await self._guards.check_ledger(await self._ledger.identity())
+        assert self._guards.freeze is None, self._guards.freeze
+        jumping, sending = asyncio.create_task(self._clock.jump_on_and_on()), asyncio.create_task(self._outbox.run())
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(WORKERS):
+                workers.create_task(self._work())
+        await self._outbox.flush()
+        for task in (jumping, sending):
+            task.cancel()
+        await asyncio.gather(jumping, sending, return_exceptions=True)
+        await self._journal.close()
+
+    async def _work(self) -> None:
+        while True:
+            for uid in [uid for uid, record in self._journal.records().items() if record.operation is not None]:
+                await self._once_at_a_time(await ask(self._socket, AskLife(uid), Life))
+            offered = await ask(self._socket, AskCandidates(self._node, self._clock.error), Lives)
+            if offered.over and not any(record.operation for record in self._journal.records().values()):
+                return
+            for life in self._draw.sample(offered.lives, len(offered.lives)):
+                await self._once_at_a_time(life)
+            await asyncio.sleep(REST_SECONDS)
+
+    async def _once_at_a_time(self, life: Life) -> None:
+        if life.uid in self._busy:
+            return
+        self._busy.add(life.uid)
+        try:
+            await self._handle(life)
+        except PortError as error:
+            structlog.get_logger().info("given_up_for_now", uid=life.uid, error=str(error))
+        finally:
+            self._busy.discard(life.uid)
+
+    async def _handle(self, life: Life) -> None:
+        """Whether it is due is asked first, without a lease; everything else is done on what is seen under one."""
+        uid = Uid(life.uid)
+        if life.stopped_at is None and life.there:
+            await self._note_stopped(life)
+            return
+        known = self._journal.record(uid)
+        if (known is None or known.operation is None) and not plan(
+            self._world(life, self._record(life)), self._clock()
+        ).steps:
+            return
+        for _ in range(ROUNDS):
+            await self._keeper.hold(uid)
+            life = await ask(self._socket, AskLife(uid), Life)
+            record = self._record(life)
+            if record.operation is None and not life.there:
+                break  # somebody else was faster
+            if record is not self._journal.record(uid):
+                await self._journal.commit(put=record)
+            if not await self._step(life, record):
+                break
+        done = self._journal.record(uid)
+        if done is not None and done.operation is None:
+            await self._keeper.release(uid)
+            if done.put_away is not None and not life.there:
+                await ask(self._socket, Again(life.uid, life.n), Answer)
+
+    async def _step(self, life: Life, record: Record) -> bool:
+        """One round; whether there may be more to do."""
+        world = self._world(life, record)
+        if isinstance(world.observed.snapshots, Present) and not world.observed.snapshots.it and record.operation:
+            workspace = record.workspace
+            if workspace is not None and workspace.archived is None:
+                return await self._somebody_else_did_it(world, workspace)
+        made = plan(world, self._clock())
+        if not made.steps:
+            assert made.settled, f"{life}: {made.waiting}"
+            return False
+        for step in sorted(made.steps, key=lambda step: not isinstance(step, Begin | Note)):
+            await self._executor.run(step, world)
+        return True
+
+    async def _somebody_else_did_it(self, world: World, workspace: Workspace) -> bool:
+        archives = await self._ledger.archives(world.ref.identity, None)
+        assert workspace.key in {archive.snapshot_key for archive in archives}, f"{workspace.key} is in no archive"
+        replaced = replace(self._journal.record(world.ref.uid) or world.record, workspace=None)
+        await self._journal.commit(put=replaced)
+        await self._executor.run(
+            Finish(Outcome.SUPERSEDED, Phase.REMOVED, "another holder cleaned it up", code=Code.REPLAY_NO_OP), world
+        )
+        return False
+
+    async def _note_stopped(self, life: Life) -> None:
+        boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        await ask(self._socket, NoteStopped(life.uid, life.n, self._clock(), boot), Answer)
+
+    # ------------------------------------------------------------------------------------------ what is seen
+
+    def _record(self, life: Life) -> Record:
+        """Its own as long as something is open or it is of this very generation; else one made from what is seen."""
+        of = ref_of(life.uid)
+        key = of.snapshot_key(life.n)
+        mine = self._journal.record(of.uid)
+        if mine is not None and mine.operation is not None:
+            return mine
+        if mine is not None and not life.there:
+            return mine
+        if mine is not None and mine.workspace is not None and mine.workspace.key == key:
+            return mine
+        workspace = Workspace(key, life.n, IMAGE, DIGEST, ChainId(CHAIN), prepared=True, ever_started=True)
+        return replace(
+            mine or Record(ref=of),
+            newest_n=life.n,
+            workspace=workspace,
+            phase=Phase.STOPPED,
+            stopped_at=life.stopped_at,
+            stopped_up=Uptime(BOOT, life.stopped_boot or 0.0),
+            put_away=None,
+        )
+
+    def _world(self, life: Life, record: Record) -> World:
+        of = ref_of(life.uid)
+        there = life.there and record.workspace is not None and record.workspace.key == of.snapshot_key(life.n)
+        facts = SnapshotFacts(of.snapshot_key(life.n), life.n, ChainId(CHAIN), IMAGE, DIGEST, None)
+        observed = Observed(
+            container=Absent(),
+            task=Absent(),
+            snapshots=Present((facts,) if there else ()),
+            sandbox=Absent(),
+            image=Present(ImageFacts(IMAGE, DIGEST, ChainId(CHAIN))),
+        )
+        runtime = parse_runtime(
+            {
+                "kind": of.kind,
+                "metadata": {
+                    "namespace": of.namespace,
+                    "name": of.name,
+                    "uid": of.uid,
+                    "labels": {names.LABEL_NODE_ID: self._node, names.LABEL_NAMESPACE_UID: of.namespace_uid},
+                    "finalizers": [names.FINALIZER],
+                },
+                "spec": {"image": IMAGE, "desiredState": "Stopped", "stoppedTTL": life.ttl},
+            }
+        )
+        uptime = Uptime(BOOT, time.clock_gettime(time.CLOCK_BOOTTIME))
+        return World(of, Wanted(runtime), observed, record, uptime=uptime)
+
+
+def ref_of(uid: str) -> RuntimeRef:
+    return RuntimeRef(Kind.BOT, "contest", uid, Uid(uid), NamespaceUid("contest"))
+
+
+def uid_of(key: SnapshotKey) -> Uid:
+    return Uid(key.partition("-")[2].rpartition("-")[0])
+
+
+async def compete(options: argparse.Namespace) -> None:
+    with NodeLock(options.state, options.state, "contest"):
+        async with Database(options.url) as database:
+            holder = Holder(
+                options.socket, options.state, NodeId(options.node), database, options.seed, sleepy=options.sleepy
+            )
+            await holder.run()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--node", required=True)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--sleepy", action="store_true")
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    logging.getLogger("psycopg").setLevel(logging.CRITICAL)
+    asyncio.run(compete(parser.parse_args(arguments)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
