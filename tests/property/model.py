@@ -193,7 +193,7 @@ def _images(truth: Truth, record: Record) -> tuple[Certain[ImageFacts], Certain[
     if name != runtime.spec.image and to_run:
         return _image(truth, name), _image(truth, runtime.spec.image)
     healthy = runs(truth) and truth.container is not None
-    due = (to_run and not healthy) or (not to_run and runs(truth))
+    due = (to_run and (not healthy or bool(record.health.ended_for))) or (not to_run and runs(truth))
     return (_image(truth, name) if due else NOT_ASKED), NOT_ASKED
 
 
@@ -456,6 +456,7 @@ def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
         next_start_at=step.next_start_at,
         halted=step.halted,
         restarts=step.restarts,
+        health=truth.known().health.of_next_task(),
     )
     journalled = replace(truth, record=ended)
     return journalled, replace(journalled, task=None)

@@ -32,6 +32,8 @@ from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
 from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.agent import PostgresAgentLedger
+from perdure.network.probes import NamespaceProbes
+from perdure.reconcile.asking import Asker
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.guards import Guards
@@ -41,6 +43,7 @@ from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
 from perdure.reconcile.retries import Retries
@@ -118,7 +121,9 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     )
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
-    observer = Observer(Eyes(engine, networks.sandbox, ledger, journal, cluster, cache), node_id, guards, retries)
+    prober = Prober(Asker(engine, NamespaceProbes()).ask, queue.add, process.metrics, time.time)
+    eyes = Eyes(engine, networks.sandbox, ledger, journal, cluster, cache, prober.facts)
+    observer = Observer(eyes, node_id, guards, retries)
     loop = Loop(
         observer=observer,
         executor=executor,
@@ -129,6 +134,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         cluster=cluster,
         objects=cache,
         probe=process.metrics,
+        prober=prober,
         now=time.time,
         on_released=neighbours.on_released,
     )
@@ -153,6 +159,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
+    process.spawn("prober", prober.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 

@@ -14,9 +14,10 @@ import structlog
 from perdure.api.names import RuntimeRef
 from perdure.api.phases import Phase
 from perdure.plan.operations import DURABLE, answered, operation_id, request_operation_id
-from perdure.plan.steps import Answer, Begin, Finish
+from perdure.plan.steps import Answer, Begin, Finish, Note
 from perdure.plan.world import Op, OpenOperation, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import REMOVE_SECONDS, Hands, Place
+from perdure.reconcile.health_rows import tell, told
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
 log = structlog.get_logger(__name__)
@@ -100,6 +101,12 @@ class OperationSteps:
             phase=step.after.value,
             message=step.message,
         )
+
+    async def note(self, step: Note, ref: RuntimeRef) -> None:
+        record, rows = told(step.record, step.events, self._now())
+        await self._hands.journal.commit(put=record, rows=rows)
+        tell(self._hands, rows)
+        log.debug("noted", runtime=str(ref), uid=ref.uid, why=step.why)
 
     async def answer(self, step: Answer, world: World) -> None:
         """Both rows at once, under an id made from the request's: answered twice, it is one operation."""
