@@ -109,9 +109,10 @@ class NamespaceProbes:
             if not 300 <= head.status < 400 or not head.location:
                 break
             target = urljoin(url, head.location)
-            if not f"{target}/".startswith(f"{origin}/") or not target.isascii() or not target.isprintable():
+            odd = not head.location.isascii() or not head.location.isprintable() or " " in head.location
+            if odd or not f"{target}/".startswith(f"{origin}/"):
                 break
-            url = target.replace(" ", "%20")
+            url = target
         else:
             raise _BadAnswer(f"it redirects more than {REDIRECTS} times")
         if 200 <= head.status < 400:
