@@ -34,7 +34,7 @@ class Inside:
         self._stack = stack
         self.heard: list[bytes] = []
 
-    def socket(self, kind: socket.SocketKind, family: int = socket.AF_INET) -> socket.socket:
+    def new_socket(self, kind: socket.SocketKind, family: int = socket.AF_INET) -> socket.socket:
         made: list[socket.socket] = []
 
         def enter() -> None:
@@ -47,7 +47,7 @@ class Inside:
         return self._stack.enter_context(made[0])
 
     def tcp(self, serve: Serve, address: str = HERE) -> Endpoint:
-        listener = self.socket(socket.SOCK_STREAM, socket.AF_INET6 if ":" in address else socket.AF_INET)
+        listener = self.new_socket(socket.SOCK_STREAM, socket.AF_INET6 if ":" in address else socket.AF_INET)
         listener.bind((address, 0))
         listener.listen(16)
         threading.Thread(target=self._accept, args=(listener, serve), daemon=True).start()
@@ -57,7 +57,7 @@ class Inside:
         return Endpoint(str(self.path), address, port)
 
     def free_port(self, kind: socket.SocketKind) -> int:
-        with self.socket(kind) as unused:
+        with self.new_socket(kind) as unused:
             unused.bind((HERE, 0))
             return int(unused.getsockname()[1])
 
@@ -193,7 +193,7 @@ def nobody(tmp_path: Path) -> ssl.SSLContext:
 async def test_https_is_asked_without_looking_at_the_certificate(inside: Inside, nobody: ssl.SSLContext) -> None:
     def serve(connection: socket.socket) -> None:
         with nobody.wrap_socket(connection, server_side=True) as secure:
-            inside.answering(status(200))(secure)  # type: ignore[arg-type]
+            inside.answering(status(200))(secure)
 
     to = inside.tcp(serve)
     assert outcome(await get(to, scheme=HttpScheme.HTTPS)) == "success"
@@ -276,11 +276,11 @@ async def test_tcp_opens_or_does_not(inside: Inside) -> None:
 
 
 async def test_a_listener_whose_queue_is_full_is_late(inside: Inside) -> None:
-    listener = inside.socket(socket.SOCK_STREAM)
+    listener = inside.new_socket(socket.SOCK_STREAM)
     listener.bind((HERE, 0))
     listener.listen(0)
     to = inside.at(listener.getsockname()[1])
-    waiting = [inside.socket(socket.SOCK_STREAM) for _ in range(4)]
+    waiting = [inside.new_socket(socket.SOCK_STREAM) for _ in range(4)]
     for one in waiting:
         one.setblocking(False)
         one.connect_ex((HERE, to.port))
@@ -289,7 +289,7 @@ async def test_a_listener_whose_queue_is_full_is_late(inside: Inside) -> None:
 
 
 async def test_udp_asks_for_any_answer(inside: Inside) -> None:
-    server = inside.socket(socket.SOCK_DGRAM)
+    server = inside.new_socket(socket.SOCK_DGRAM)
     server.bind((HERE, 0))
     to = inside.at(server.getsockname()[1])
 

@@ -130,7 +130,8 @@ class Execs:
         except RpcFailed as error:
             if _is_about_the_container(error):
                 raise
-            raise _NotStarted(str(start_refusal(error, process.args[0]))) from error
+            told = str(start_refusal(error, process.args[0]))
+            raise _NotStarted(told.removeprefix("cannot start the container: ").partition("; ")[0]) from error
         try:
             return await self._tasks.wait_exec(container, exec_id, seconds)
         except RpcTimeout:
