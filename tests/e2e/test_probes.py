@@ -113,6 +113,9 @@ def test_ready_follows_the_readiness_probe(stage: Stage, kubectl: Kubectl, name:
     runtime.run(handler.off)
     failed = runtime.wait_condition("Ready", "False", "ProbeFailed")
     assert failed["message"].startswith("readiness probe failed: ")
+    before, version = asked(stage, "readiness", "failure"), runtime.read()
+    eventually(lambda: asked(stage, "readiness", "failure"), "it fails on", lambda times: times >= before + 3)
+    assert runtime.read() == version, "an answer that changes nothing writes nothing"
     assert runtime.status()["phase"] == "Running"
     runtime.run(handler.on)
     runtime.wait_ready()

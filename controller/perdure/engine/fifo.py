@@ -17,6 +17,11 @@ PAUSE_SECONDS = 0.02
 """Between two chunks after that: some 3 MB/s."""
 
 
+def open_fifo(path: Path) -> int:
+    """For writing, too: with a writer of our own there is no end of file while nobody else has opened it."""
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
 class Fifo:
     """Made and opened on entry, inside an event loop; closed on exit. Its name stays until `remove`."""
 
@@ -33,8 +38,7 @@ class Fifo:
         """Raises `OSError`."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.mkfifo(self.path, 0o600)
-        # For writing, too: with a writer of our own there is no end of file while nobody else has opened it.
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._descriptor = open_fifo(self.path)
         self._listen()
         return self
 

@@ -35,8 +35,6 @@ class Target:
     """Another pid is another task: nothing that was answered counts for it."""
     started_at: float
     probes: Mapping[ProbeKind, Probe]
-    known: bool
-    """The journal has a verdict about this task already: there is no hurry to ask."""
     netns: str
     """Empty: not there, or not known."""
     address: str
@@ -66,7 +64,6 @@ def target_of(world: World) -> Target | None:
         pid=task.it.pid,
         started_at=record.started_at or 0.0,
         probes=probes,
-        known=health.ready is not None,
         netns=sandbox.netns if sandbox is not None else "",
         address=_address(sandbox),
         ports={port.name: port.container_port for port in spec.ports},

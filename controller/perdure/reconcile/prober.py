@@ -144,9 +144,9 @@ class Prober:
 
     def _first(self, target: Target, probe: Probe) -> float:
         """Seconds until it is asked for the first time. After a restart of the agent all tasks are found at once, and
-        nothing hurries: their first questions spread over a period."""
-        delay = max(0.0, target.started_at + probe.initial_delay_seconds - self._now())
-        return delay + (self._random.random() * probe.period_seconds if target.known else 0.0)
+        nothing hurries: the first questions to those that are not young spread over a period."""
+        delay = target.started_at + probe.initial_delay_seconds - self._now()
+        return self._random.random() * probe.period_seconds if delay < -probe.period_seconds else max(0.0, delay)
 
     # ------------------------------------------------------------------------------------------ the clock's side
 

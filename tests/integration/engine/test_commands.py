@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.contract.engine_rig import EngineRig, new_ref
 from tests.contract.engine_rig_containerd import settings
 
 from perdure.api.names import RuntimeRef
 from perdure.engine.containerd import ContainerdEngine
+from perdure.engine.containerd.rpc import Connection
+from perdure.engine.containerd.services import Services as EngineServices
 from rig.clients import Services
 from rig.processes import wait_until
 
@@ -21,14 +24,6 @@ pytestmark = [pytest.mark.root, pytest.mark.env]
 
 def sh(line: str) -> tuple[str, ...]:
     return ("/bin/sh", "-c", line)
-
-
-@pytest.fixture
-async def another(env: Services, containerd_namespace: str, state_dir: Path) -> AsyncIterator[ContainerdEngine]:
-    """The engine as the next agent process has it."""
-    engine = ContainerdEngine(settings(env, containerd_namespace, state_dir))
-    yield engine
-    await engine.close()
 
 
 def inside(namespace: str, ref: RuntimeRef) -> dict[int, str]:
@@ -109,8 +104,34 @@ async def test_nothing_is_left_in_the_state_folder(rig: EngineRig, state_dir: Pa
     assert list((state_dir / "execs").iterdir()) == []
 
 
+async def test_a_shim_that_waits_for_the_output_of_a_killed_agent_is_let_go(
+    rig: EngineRig, env: Services, containerd_namespace: str, state_dir: Path
+) -> None:
+    ref = new_ref()
+    await rig.running(ref)
+    connection = Connection(str(env.containerd_address), containerd_namespace)
+    tasks = EngineServices(connection, "overlayfs").tasks
+    record = await EngineServices(connection, "overlayfs").containers.get(ref.container_id)
+    output = state_dir / "execs" / ref.container_id / "probe-left"
+    output.parent.mkdir(parents=True)
+    os.mkfifo(output)
+    process = msgspec.json.decode(record.spec)["process"] | {"args": sh("sleep 3001")}
+    await tasks.exec(ref.container_id, output.name, msgspec.json.encode(process), str(output))
+    starting = asyncio.ensure_future(tasks.start_exec(ref.container_id, output.name))
+    await asyncio.wait({starting}, timeout=1.0)
+    assert not starting.done(), "nobody reads its output"
+
+    next_one = ContainerdEngine(settings(env, containerd_namespace, state_dir))
+    await asyncio.wait_for(starting, 10)
+    assert (await next_one.execute(ref.container_id, sh("exit 5"), 20)).code == 5
+    assert [text for text in inside(containerd_namespace, ref).values() if "sleep 3001" in text] == []
+    assert list((state_dir / "execs").iterdir()) == []
+    await next_one.close()
+    await connection.close()
+
+
 async def test_what_a_killed_agent_left_behind_is_ended_by_the_next(
-    rig: EngineRig, another: ContainerdEngine, containerd_namespace: str, state_dir: Path
+    rig: EngineRig, env: Services, containerd_namespace: str, state_dir: Path
 ) -> None:
     ref = new_ref()
     await rig.running(ref)
@@ -127,6 +148,8 @@ async def test_what_a_killed_agent_left_behind_is_ended_by_the_next(
     await asyncio.gather(under_way, return_exceptions=True)
     assert any("sleep 2001" in text for text in inside(containerd_namespace, ref).values())
 
+    another = ContainerdEngine(settings(env, containerd_namespace, state_dir))
     assert (await another.execute(ref.container_id, sh("exit 4"), 20)).code == 4
+    await another.close()
     assert [text for text in inside(containerd_namespace, ref).values() if "sleep 200" in text] == []
     assert list((state_dir / "execs").iterdir()) == []

@@ -122,7 +122,6 @@ def target(uid: Uid = UID, pid: int = 1, probe: Probe = PROBE, **more: object) -
         pid=pid,
         started_at=EPOCH,
         probes={ProbeKind.READINESS: probe},
-        known=False,
         netns="/run/netns/x",
         address="127.0.0.1",
         ports={},
@@ -145,9 +144,11 @@ def play(node: Node, scene: Callable[[Prober], Awaitable[None]]) -> None:
     async def whole() -> None:
         prober = node.prober()
         running = asyncio.ensure_future(prober.run())
-        await scene(prober)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        try:
+            await scene(prober)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
 
     loop = JumpingLoop()
     try:
@@ -231,7 +232,7 @@ def test_after_a_restart_of_the_agent_the_first_questions_spread_over_a_period()
 
     async def scene(prober: Prober) -> None:
         for n in range(200):
-            prober.follow(Uid(f"uid-{n}"), target(Uid(f"uid-{n}"), known=True, started_at=EPOCH - 1000))
+            prober.follow(Uid(f"uid-{n}"), target(Uid(f"uid-{n}"), started_at=EPOCH - 1000))
         await asyncio.sleep(10)
 
     play(node, scene)
@@ -270,7 +271,7 @@ def test_those_that_hang_never_make_the_others_wait() -> None:
         await asyncio.sleep(1000)
         began = clock()
         for n in range(20):
-            prober.follow(Uid(f"fast-{n}"), target(Uid(f"fast-{n}")))
+            prober.follow(Uid(f"fast-{n}"), target(Uid(f"fast-{n}"), started_at=clock()))
         await asyncio.sleep(100)
         for n in range(20):
             mine = node.times(Uid(f"fast-{n}"))

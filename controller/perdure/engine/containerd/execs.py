@@ -1,14 +1,16 @@
 """Commands beside a container's main process: run for a bounded time, heard for a bounded length, and cleared away.
 
 Called by the engine for `execute` of the port. Every command has a FIFO of its id in the state folder from before the
-engine hears of it until it is deleted: what a killed agent left behind is found by these when the next one runs its
-first command, and ended.
+engine hears of it until it is deleted: what a killed agent left behind is found by these. The next one opens them at
+once, because a shim that starts a command waits up to 30 s for a reader of its output and answers nothing meanwhile
+(runtime/v2/runc and pkg/process in containerd 1.6); it ends what is left when it runs its first command.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import uuid
 from collections.abc import Coroutine, Sequence, Set
@@ -28,7 +30,7 @@ from perdure.engine.containerd.messages import ContainerRecord, ProcessStatus
 from perdure.engine.containerd.services import Services
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.engine.descendants import kill_with_descendants
-from perdure.engine.fifo import Fifo
+from perdure.engine.fifo import Fifo, open_fifo
 from perdure.engine.oci import schema
 from perdure.reconcile.ports.engine import Execution
 from perdure.reconcile.ports.errors import EngineRefused
@@ -65,11 +67,14 @@ class Execs:
         self._cgroup2 = cgroup2
         self._folder = settings.state_dir / "execs"
         self._sweeping = asyncio.Lock()
-        self._swept = False
+        self._leftovers = _opened(self._folder)
         self._under_way: set[asyncio.Task[object]] = set()
 
     async def close(self) -> None:
         """What is under way is left to the next process."""
+        for descriptor in self._leftovers.values():
+            os.close(descriptor)
+        self._leftovers.clear()
         for task in self._under_way:
             task.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
@@ -170,13 +175,11 @@ class Execs:
     async def _sweep(self) -> None:
         """Once per process, before its first command: end what an earlier process could not."""
         async with self._sweeping:
-            if self._swept:
-                return
-            for path in await asyncio.to_thread(lambda: sorted(self._folder.glob("*/probe-*"))):
-                await self._end_leftover(ContainerId(path.parent.name), path.name)
-            self._swept = True
+            await asyncio.gather(*(self._end_leftover(path) for path in tuple(self._leftovers)))
 
-    async def _end_leftover(self, container: ContainerId, exec_id: str) -> None:
+    async def _end_leftover(self, path: Path) -> None:
+        """Raises `EngineUnavailable`: then it is tried again with the next command."""
+        container, exec_id = ContainerId(path.parent.name), path.name
         try:
             found = await self._tasks.get_exec(container, exec_id)
             _log.info("command_left_behind", container=container, exec=exec_id, state=found.status.name.lower())
@@ -188,6 +191,12 @@ class Execs:
         except RpcFailed as error:
             # It goes with its container; the others are not to wait for it.
             _log.warning("command_left_behind_stays", container=container, exec=exec_id, error=str(error))
+        os.close(self._leftovers.pop(path))
+
+
+def _opened(folder: Path) -> dict[Path, int]:
+    """The outputs of an earlier process's commands, opened. Blocking, and quick."""
+    return {path: open_fifo(path) for path in sorted(folder.glob("*/probe-*"))}
 
 
 class _NotStarted(Exception):
