@@ -84,7 +84,7 @@ class FakeMachine:
     unasked: list[Uid] = field(default_factory=list)
     """Whose main process ended by itself, once for each end."""
     unwell: str | None = None
-    """What every command in a container says before it fails, while they all fail."""
+    """What every command in a container says before it fails, while they all fail; a new main process is well."""
     away: str | None = None
     """Why the engine cannot be observed, while it cannot."""
     on_remove: Callable[[FakeSnapshot], None] | None = None
@@ -131,6 +131,7 @@ class FakeMachine:
         started = TaskFacts(TaskState.RUNNING, 1000 + self._count)
         if self.on_start is not None:
             self.on_start(snapshot)
+        self.unwell = None
         self.starts.append(Start(plan.ref, plan.key, frozenset(snapshot.files)))
         self.tasks[plan.id] = FakeTask(started, plan.key, deaf="trap '' TERM" in text)
         self._write(snapshot)
