@@ -16,6 +16,7 @@ from perdure.api.names import RuntimeRef
 from perdure.engine.containerd import ContainerdEngine
 from perdure.engine.containerd.rpc import Connection
 from perdure.engine.containerd.services import Services as EngineServices
+from perdure.reconcile.ports.errors import EngineRefused
 from rig.clients import Services
 from rig.processes import wait_until
 
@@ -101,6 +102,10 @@ async def test_nothing_is_left_in_the_state_folder(rig: EngineRig, state_dir: Pa
         await rig.engine.execute(ref.container_id, sh(line), 10)
     await rig.engine.execute(ref.container_id, ("/bin/missing",), 10)
     await rig.engine.execute(ref.container_id, sh("sleep 99"), 0.2)
+    await rig.engine.signal_task(ref.container_id, "SIGKILL")
+    await rig.ended(ref)
+    with pytest.raises(EngineRefused):
+        await rig.engine.execute(ref.container_id, sh("exit 0"), 10)
     assert list((state_dir / "execs").iterdir()) == []
 
 

@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Coroutine, Sequence, Set
+from collections.abc import Coroutine, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,7 +33,7 @@ from perdure.engine.descendants import kill_with_descendants
 from perdure.engine.fifo import Fifo, open_fifo
 from perdure.engine.oci import schema
 from perdure.reconcile.ports.engine import Execution
-from perdure.reconcile.ports.errors import EngineRefused
+from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 MARK = "PERDURE_PROBE"
 """Environment variable with the command's id: its children have it, too, and are known by it."""
@@ -66,8 +66,9 @@ class Execs:
         self._containers = containers
         self._cgroup2 = cgroup2
         self._folder = settings.state_dir / "execs"
-        self._sweeping = asyncio.Lock()
         self._leftovers = _opened(self._folder)
+        """Outputs, held open, of commands that must be ended: before the next one in their container."""
+        self._swept = False
         self._under_way: set[asyncio.Task[object]] = set()
 
     async def close(self) -> None:
@@ -81,7 +82,10 @@ class Execs:
 
     async def run(self, container: ContainerId, command: Sequence[str], seconds: float, secrets: Set[str]) -> Execution:
         """See the port. A caller that is cancelled leaves it running to its own end, which is bounded."""
-        await self._sweep()
+        if not self._swept:
+            self._swept = True
+            self._keep(self._sweep(tuple(self._leftovers)))
+        await self._sweep(tuple(path for path in self._leftovers if path.parent.name == container))
         record = await self._containers.find(container)
         if record is None:
             raise EngineRefused(f"cannot run a command in {container}: it is not there", reason=Reason.INTERNAL_ERROR)
@@ -118,6 +122,12 @@ class Execs:
         except _NotStarted as error:
             await self._clear(container, exec_id)
             return Execution(NOT_STARTED, str(error))
+        except RpcFailed:
+            await self._clear(container, exec_id)
+            raise
+        except EngineUnavailable:
+            self._leftovers[output.path] = open_fifo(output.path)
+            raise
         except OSError as error:
             raise EngineRefused(
                 f"cannot run a command in {container}: {error}; look at the state folder", reason=Reason.INTERNAL_ERROR
@@ -159,6 +169,10 @@ class Execs:
             await self._tasks.delete_exec(container, exec_id)
         except NotFound as error:
             _log.debug("command_gone_already", container=container, exec=exec_id, error=str(error))
+        except RpcFailed as error:
+            # It goes with its container; its name stays, so that the next process tries again.
+            _log.warning("command_not_cleared", container=container, exec=exec_id, error=str(error))
+            return
         await asyncio.to_thread(self._forget, container, exec_id)
 
     def _path(self, container: str, exec_id: str) -> Path:
@@ -172,13 +186,12 @@ class Execs:
 
     # ------------------------------------------------------------------------------------------ what was left behind
 
-    async def _sweep(self) -> None:
-        """Once per process, before its first command: end what an earlier process could not."""
-        async with self._sweeping:
-            await asyncio.gather(*(self._end_leftover(path) for path in tuple(self._leftovers)))
+    async def _sweep(self, paths: Iterable[Path]) -> None:
+        """End what an earlier process, or an earlier command while the engine was away, could not."""
+        await asyncio.gather(*(self._end_leftover(path) for path in paths))
 
     async def _end_leftover(self, path: Path) -> None:
-        """Raises `EngineUnavailable`: then it is tried again with the next command."""
+        """Raises `EngineUnavailable`: then it is tried again with the next command. May run twice at once."""
         container, exec_id = ContainerId(path.parent.name), path.name
         try:
             found = await self._tasks.get_exec(container, exec_id)
@@ -191,7 +204,9 @@ class Execs:
         except RpcFailed as error:
             # It goes with its container; the others are not to wait for it.
             _log.warning("command_left_behind_stays", container=container, exec=exec_id, error=str(error))
-        os.close(self._leftovers.pop(path))
+        descriptor = self._leftovers.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _opened(folder: Path) -> dict[Path, int]:
