@@ -44,7 +44,7 @@ from perdure.plan.certainty import Present
 from perdure.plan.world import ArchiveFacts, LedgerFacts
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError, StaleFence
-from perdure.reconcile.ports.journal import OperationFinished, OperationRow
+from perdure.reconcile.ports.journal import LedgerRow, OperationFinished, OperationRow
 from perdure.reconcile.ports.ledger import AgentLedger, Binding, ControllerLedger, Lease
 
 T = TypeVar("T")
@@ -327,7 +327,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self, of: RuntimeRef, n: int, at: float, key: str | None, draw: some.DataObject
     ) -> None:
         rows = (started(of, n), self._end(of, n, at, key, draw))
-        sent: list[OperationRow] = []
+        sent: list[LedgerRow] = []
 
         async def cancelled() -> None:
             caller = asyncio.ensure_future(self.journal.commit(rows=rows))

@@ -3,7 +3,7 @@ the fake of the crash matrix, as many processes on one as wanted."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import pytest
@@ -21,6 +21,8 @@ from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
 
+HEALTH_EVENTS = sql.SQL("SELECT uid, event, probe, exit_code, message FROM health_events ORDER BY happened_at")
+
 
 class Rig(Protocol):
     """One ledger, and as many processes on it as a test wants."""
@@ -30,6 +32,9 @@ class Rig(Protocol):
     def controller(self) -> ControllerLedger: ...
 
     async def let_leases_run_out(self) -> None: ...
+
+    async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
+        """(uid, event, probe, exit code, message) of every row, by when it happened."""
 
 
 class PostgresRig:
@@ -48,6 +53,10 @@ class PostgresRig:
     async def let_leases_run_out(self) -> None:
         await self._database.write("expiring leases", EXPIRE, {})
 
+    async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
+        rows = await self._database.rows("reading health events", HEALTH_EVENTS, {})
+        return [(row["uid"], row["event"], row["probe"], row["exit_code"], row["message"]) for row in rows]
+
 
 class FakeRig:
     def __init__(self) -> None:
@@ -62,6 +71,10 @@ class FakeRig:
 
     async def let_leases_run_out(self) -> None:
         self._now += 10 * TTL
+
+    async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
+        rows = sorted(self._tables.health_events.values(), key=lambda row: row.at)
+        return [(row.ref.uid, row.kind.value, row.probe, row.code, row.message or None) for row in rows]
 
 
 @pytest.fixture(

@@ -18,6 +18,7 @@ from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, sample_images
 from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTables
+from tests.fakes.network_probes import FakeNetworkProbes
 from tests.fakes.sandbox import FakeSandbox, SandboxState
 
 from perdure.api.conditions import Reason
@@ -28,6 +29,7 @@ from perdure.kube.cache import RuntimeCache
 from perdure.plan.binding import Candidate
 from perdure.plan.uptime import Uptime
 from perdure.reconcile.absences import Absences
+from perdure.reconcile.asking import Asker
 from perdure.reconcile.binder import Binder, Office
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
@@ -44,6 +46,7 @@ from perdure.reconcile.ports.errors import (
     SandboxFailed,
     StoreError,
 )
+from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
 from perdure.reconcile.retries import Retries
@@ -58,7 +61,7 @@ READS = frozenset(
         *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
         *("ledger.purging", "ledger.purgeable", "ledger.archives", "ledger.abandoned_ports"),
         *("archives.preflight", "archives.verify", "archives.list"),
-        *("engine.usage", "engine.layer", "engine.wait_task"),
+        *("engine.usage", "engine.layer", "engine.wait_task", "engine.execute"),
     }
 )
 """Calls that change nothing: killed there is killed after the call before."""
@@ -210,7 +213,10 @@ class Agency:
             outbox=self.outbox,
             probe=probe,
         )
-        eyes = Eyes(engine, sandbox, self._ledger, self.journal, self._cluster, self.cache)
+        self._prober = Prober(
+            Asker(engine, FakeNetworkProbes(survivors.machine)).ask, self.queue.add, probe, now, random.Random(1)
+        )
+        eyes = Eyes(engine, sandbox, self._ledger, self.journal, self._cluster, self.cache, self._prober.facts)
         self._reconciler = Reconciler(
             Loop(
                 observer=Observer(
@@ -231,6 +237,7 @@ class Agency:
                 cluster=self._cluster,
                 objects=self.cache,
                 probe=probe,
+                prober=self._prober,
                 now=now,
                 on_released=self.bindings.add,
             )
@@ -296,6 +303,7 @@ class Agency:
         self._spawn(self.outbox.run())
         self._spawn(self._follow_engine())
         self._spawn(self._publish())
+        self._spawn(self._prober.run())
         for _ in range(4):
             self._spawn(work(self.queue, self._handled(self._reconciler.handle), lambda _: None))
         self._spawn(work(self.bindings, self._handled(self._binder.handle), lambda _: None))

@@ -3,6 +3,7 @@ end of a case."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from tests.crash.plant import Call, Survivors
@@ -11,10 +12,12 @@ from tests.fakes.engine import FakeSnapshot
 from perdure.api.names import Identity, RuntimeRef, Uid
 from perdure.api.network import PortPolicy
 from perdure.api.phases import Phase, may_follow
+from perdure.plan.health import HealthKind
 from perdure.plan.operations import DURABLE
 from perdure.plan.world import HostPort, Op, TaskState
 
 MIN_LEASE_SECONDS = 10.0
+_ENDS = frozenset({HealthKind.EXITED})
 
 
 class Broken(AssertionError):
@@ -148,6 +151,7 @@ class Promises:
         for row in survivors.tables.operations.values():
             if row.started_at is None or row.finished_at is None:
                 self._break(f"P4: operation {row.op} of {row.ref} has no {'end' if row.started_at else 'start'}")
+        self._check_health_events()
         for uid, facts in survivors.sandboxes.made.items():
             if any(port.host_port != self._published(uid, port) for port in facts.ports):
                 self._break(f"{facts.ports} of {uid} are served, and the ledger does not have all of them published")
@@ -158,6 +162,12 @@ class Promises:
         if survivors.disk.unsent:
             self._break("P7: rows did not reach the ledger")
         self.raise_broken()
+
+    def _check_health_events(self) -> None:
+        """An end is told once, and only one that nobody asked for."""
+        told = Counter(row.ref.uid for row in self._survivors.tables.health_events.values() if row.kind in _ENDS)
+        for uid, times in (told - Counter(self._survivors.machine.unasked)).items():
+            self._break(f"P7: {times} ends of {uid} were told that did not happen, or that were asked for")
 
     def raise_broken(self) -> None:
         if self.broken:

@@ -10,6 +10,7 @@ from tests.crash.plant import Survivors
 
 from perdure.api import names
 from perdure.api.names import Kind
+from perdure.api.probes import ExecAction, Probe
 from perdure.api.runtime import (
     DeletionPolicy,
     DesiredState,
@@ -18,6 +19,7 @@ from perdure.api.runtime import (
     Runtime,
     RuntimeSpec,
 )
+from perdure.plan.health import HealthKind
 from perdure.plan.world import TaskState
 
 KEY = (Kind.BOT, "agents", "hermes")
@@ -116,6 +118,24 @@ def running(survivors: Survivors) -> bool:
     )
 
 
+def says(unwell: str | None) -> Act:
+    def act(survivors: Survivors) -> None:
+        survivors.machine.unwell = unwell
+
+    return act
+
+
+def told(goal: Goal, *kinds: HealthKind) -> Goal:
+    """The goal, and exactly these health events in the ledger."""
+    return lambda survivors: (
+        goal(survivors) and sorted(row.kind for row in survivors.tables.health_events.values()) == sorted(kinds)
+    )
+
+
+def unready(survivors: Survivors) -> bool:
+    return condition(survivors, "Ready") == ("False", "ProbeFailed") and len(survivors.machine.tasks) == 1
+
+
 def running_after(starts: int) -> Goal:
     return lambda survivors: running(survivors) and len(survivors.machine.starts) >= starts
 
@@ -163,9 +183,15 @@ def released_by_force(survivors: Survivors) -> bool:
 
 
 START = Stage(create(), running)
+PROBE = Probe(exec=ExecAction(command=("/bin/sh", "-c", "exit 0")), period_seconds=1, failure_threshold=2)
+ASKED = msgspec.structs.replace(SPEC, readiness_probe=PROBE)
+WATCHED = msgspec.structs.replace(SPEC, liveness_probe=PROBE)
 PRESERVE = Stage(delete, preserved(1))
 LATEST = Stage(create(), running_after(2))
 BY_NAME = msgspec.structs.replace(SPEC, restore=Restore(policy=RestorePolicy.ARCHIVE, archive="br-hermes-1"))
+
+
+CRASHED = (HealthKind.STARTED, HealthKind.EXITED, HealthKind.STARTED)
 
 
 def _during(act: Act, goal: Goal, call: str, interrupt: Act) -> Stage:
@@ -180,8 +206,33 @@ STORIES: tuple[Story, ...] = (
     Story("create", (START,)),
     Story(
         "crash",
-        (START, Stage(process_crashes(), running_after(2)), Stage(process_crashes(0), running_after(3))),
+        (
+            START,
+            Stage(process_crashes(), told(running_after(2), *CRASHED)),
+            Stage(process_crashes(0), told(running_after(3), *CRASHED, HealthKind.EXITED, HealthKind.STARTED)),
+        ),
         tried_from=1,
+    ),
+    Story(
+        "not ready for a while",
+        (
+            Stage(create(ASKED), told(running, HealthKind.STARTED)),
+            Stage(says("status 500"), told(unready, HealthKind.STARTED, HealthKind.PROBE_FAILED)),
+            Stage(says(None), told(running, HealthKind.STARTED, HealthKind.PROBE_FAILED, HealthKind.PROBE_RECOVERED)),
+        ),
+    ),
+    Story(
+        "ended for its liveness probe",
+        (
+            Stage(create(WATCHED), told(running, HealthKind.STARTED)),
+            Stage(
+                says("status 500"),
+                told(
+                    running_after(2),
+                    *(HealthKind.STARTED, HealthKind.PROBE_FAILED, HealthKind.STARTED, HealthKind.PROBE_RECOVERED),
+                ),
+            ),
+        ),
     ),
     Story(
         "stop and start",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal as signals
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from perdure.reconcile.ports.engine import (
     EngineEvent,
     EngineInfo,
     EngineView,
+    Execution,
     Layer,
     Owned,
     nothing_more,
@@ -80,6 +81,10 @@ class FakeMachine:
     written: dict[Uid, dict[str, str]] = field(default_factory=dict)
     """Every file that a main process ever wrote, by the life that wrote it."""
     removed: list[SnapshotKey] = field(default_factory=list)
+    unasked: list[Uid] = field(default_factory=list)
+    """Whose main process ended by itself, once for each end."""
+    unwell: str | None = None
+    """What every command in a container says before it fails, while they all fail; a new main process is well."""
     away: str | None = None
     """Why the engine cannot be observed, while it cannot."""
     on_remove: Callable[[FakeSnapshot], None] | None = None
@@ -107,13 +112,15 @@ class FakeMachine:
         """The machine was rebooted: no process is left, and no exit code."""
         self.tasks.clear()
 
-    def end(self, container: ContainerId, code: int, *, oom: bool = False) -> None:
+    def end(self, container: ContainerId, code: int, *, oom: bool = False, asked: bool = False) -> None:
         task = self.tasks.get(container)
         if task is None or task.facts.state is TaskState.STOPPED:
             return
         if code != 137:
             self._write(self.snapshots[task.key])
         task.facts = TaskFacts(TaskState.STOPPED, task.facts.pid, Exit(code, self.now(), oom))
+        if not asked:
+            self.unasked.append(self.containers[container].plan.ref.uid)
         self.tell(self.containers[container].plan.ref.uid, "/tasks/exit")
 
     def begin(self, container: FakeContainer) -> TaskFacts:
@@ -124,6 +131,7 @@ class FakeMachine:
         started = TaskFacts(TaskState.RUNNING, 1000 + self._count)
         if self.on_start is not None:
             self.on_start(snapshot)
+        self.unwell = None
         self.starts.append(Start(plan.ref, plan.key, frozenset(snapshot.files)))
         self.tasks[plan.id] = FakeTask(started, plan.key, deaf="trap '' TERM" in text)
         self._write(snapshot)
@@ -344,9 +352,9 @@ class FakeEngine:
             raise EngineRefused(f"{signal} is no signal", reason=Reason.INVALID_SPEC, user_error=True)
         task = self._machine.tasks.get(container)
         if task is not None and signal == "SIGKILL":
-            self._machine.end(container, 137)
+            self._machine.end(container, 137, asked=True)
         elif task is not None and not task.deaf:
-            self._machine.end(container, 0)
+            self._machine.end(container, 0, asked=True)
         self._call("signal_task", "after")
 
     async def wait_task(self, container: ContainerId, deadline: float) -> bool:
@@ -368,6 +376,29 @@ class FakeEngine:
             raise EngineRefused(f"the task of {container} has not ended", reason=Reason.STOP_TIMED_OUT)
         self._machine.tasks.pop(container, None)
         self._call("delete_task", "after")
+
+    async def execute(
+        self, container: ContainerId, command: Sequence[str], seconds: float, secrets: Set[str] = frozenset()
+    ) -> Execution:
+        """Understands `/bin/sh -c` with `exit N`, `echo TEXT; exit N`, `echo $NAME; exit N` and `sleep`."""
+        self._call("execute", "before")
+        task, made = self._machine.tasks.get(container), self._own_container(container)
+        if task is None or made is None or task.facts.state is not TaskState.RUNNING:
+            raise EngineRefused(f"no main process runs in {container}", reason=Reason.INTERNAL_ERROR)
+        if command[0] != "/bin/sh":
+            return Execution(127, f"{command[0]} is not in the image")
+        if self._machine.unwell is not None:
+            return Execution(1, self._machine.unwell)
+        line = command[-1]
+        if line.startswith("sleep"):
+            return Execution(None)
+        said, _, rest = line.rpartition("; ") if "; " in line else ("", "", line)
+        text = said.removeprefix("echo ")
+        values = dict(made.plan.env.values)
+        if text.startswith("$"):
+            text = "***" if text[1:] in secrets else values.get(text[1:], "")
+        self._call("execute", "after")
+        return Execution(int(rest.removeprefix("exit ")), text)
 
     async def remove_container(self, container: ContainerId) -> None:
         self._call("remove_container", "before")

@@ -13,7 +13,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import Uid
 from perdure.plan.world import Record
 from perdure.reconcile.ports.errors import PortError
-from perdure.reconcile.ports.journal import NodeMemory, OperationRow
+from perdure.reconcile.ports.journal import LedgerRow, NodeMemory
 
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every durable call with its name (`journal.commit`); what it raises is the kill."""
@@ -24,7 +24,7 @@ class JournalDisk:
     """What survives the process."""
 
     records: dict[Uid, Record] = field(default_factory=dict)
-    unsent: list[OperationRow] = field(default_factory=list)
+    unsent: list[LedgerRow] = field(default_factory=list)
     memory: NodeMemory = field(default_factory=NodeMemory)
 
 
@@ -45,7 +45,7 @@ class FakeJournal:
     def memory(self) -> NodeMemory:
         return self.disk.memory
 
-    def unsent(self) -> Sequence[OperationRow]:
+    def unsent(self) -> Sequence[LedgerRow]:
         return tuple(self.disk.unsent)
 
     async def commit(
@@ -53,7 +53,7 @@ class FakeJournal:
         *,
         put: Record | None = None,
         forget: Uid | None = None,
-        rows: Sequence[OperationRow] = (),
+        rows: Sequence[LedgerRow] = (),
         memory: NodeMemory | None = None,
     ) -> None:
         self._call("commit", "before")

@@ -44,7 +44,7 @@ from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
-from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, BoundRow, Catalogued, Lease, LedgerIdentity
 
 Hook = Callable[[str, Literal["before", "after"]], None]
@@ -126,6 +126,7 @@ class LedgerTables:
     bindings: dict[Uid, Binding] = field(default_factory=dict)
     runtimes: dict[Uid, RuntimeEntry] = field(default_factory=dict)
     operations: dict[OperationId, OperationEntry] = field(default_factory=dict)
+    health_events: dict[str, HealthRow] = field(default_factory=dict)
     leases: dict[str, LeaseEntry] = field(default_factory=dict)
     archives: dict[int, ArchiveEntry] = field(default_factory=dict)
     ports: dict[tuple[NodeId, NodePort], PortEntry] = field(default_factory=dict)
@@ -265,11 +266,13 @@ class FakeAgentLedger(_Fake):
 
     # ------------------------------------------------------------------------------------------ operations
 
-    async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
+    async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         self._before("apply")
         for row in rows:
             if isinstance(row, OperationStarted):
                 self._start(row, None)
+            elif isinstance(row, HealthRow):
+                self.tables.health_events.setdefault(row.id, row)
             elif self._finish(row, None):
                 self._move(row, release=False)
         self._after("apply")

@@ -22,7 +22,7 @@ from tests.property.model import (
     started,
     wanted_lineage,
 )
-from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, PORTS, Draw, told
+from tests.property.worlds import CHAINS, IMAGES, NODE, NODE_NAME, NOW, PORTS, PROBE, Draw, told
 
 from perdure.api import names
 from perdure.api.conditions import Reason
@@ -120,6 +120,11 @@ def _process_exits(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, task=replace(truth.task, state=TaskState.STOPPED, exit=ended))
 
 
+def _probes_answer(draw: Draw, truth: Truth, now: float) -> Truth:
+    """As many answers as make a verdict came; or the agent was started again, and has none."""
+    return replace(truth, probes=draw.probes())
+
+
 def _machine_reboots(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, task=None, sandbox=None)
 
@@ -198,6 +203,7 @@ def _spec_is_edited(draw: Draw, truth: Truth, now: float) -> Truth:
         edit(spec, deletion_policy=draw.of(tuple(DeletionPolicy))),
         edit(spec, network=draw.network()),
         edit(spec, ports=draw.of(PORTS)),
+        edit(spec, readiness_probe=draw.maybe(0.5, PROBE), liveness_probe=draw.maybe(0.5, PROBE)),
         edit(spec, resources=Resources(limits=ResourceLimits(pids=draw.of((100, 200))))),
     )
     return edited(truth, draw.of(changed))
@@ -247,6 +253,8 @@ def _failure_is_forgotten(draw: Draw, truth: Truth, now: float) -> Truth:
 ACCIDENTS: tuple[Accident, ...] = (
     _process_exits,
     _process_exits,
+    _probes_answer,
+    _probes_answer,
     _machine_reboots,
     _network_is_damaged,
     _network_is_damaged,

@@ -25,6 +25,7 @@ from perdure.api.runtime import (
     RuntimeStatus,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.health import NOTHING_PROBED, ProbeFacts
 from perdure.plan.operations import answered, operation_id
 from perdure.plan.ports import numbered_ports, numbers_of
 from perdure.plan.steps import (
@@ -123,6 +124,8 @@ class Truth:
     released: bool = False
     force_released: bool = False
     failure: Failure | None = None
+    probes: ProbeFacts = NOTHING_PROBED
+    """What the agent's prober has come to about the task; it forgets with the agent, and with the task."""
     written: str | None = None
     """The lineage that a task of this life first ran on."""
     writes: int = 0
@@ -174,6 +177,7 @@ def _observe(truth: Truth, record: Record) -> Observed:
         image=image,
         wanted_image=wanted_image,
         ledger=_ledger(truth, record, snapshots),
+        probes=truth.probes if runs(truth) else NOTHING_PROBED,
     )
 
 
@@ -195,7 +199,7 @@ def _images(truth: Truth, record: Record) -> tuple[Certain[ImageFacts], Certain[
     if name != runtime.spec.image and to_run:
         return _image(truth, name), _image(truth, runtime.spec.image)
     healthy = runs(truth) and truth.container is not None
-    due = (to_run and not healthy) or (not to_run and runs(truth))
+    due = (to_run and (not healthy or bool(record.health.ended_for))) or (not to_run and runs(truth))
     return (_image(truth, name) if due else NOT_ASKED), NOT_ASKED
 
 
@@ -442,7 +446,8 @@ def started(truth: Truth, key: SnapshotKey) -> Truth:
     snapshot = truth.snapshots[key]
     wrote = _with_snapshot(truth, replace(snapshot, writes=snapshot.writes + 1))
     running = TaskFacts(TaskState.RUNNING, 42)
-    return replace(wrote, task=running, written=truth.written or snapshot.lineage, writes=snapshot.writes + 1)
+    alive = replace(wrote, task=running, probes=NOTHING_PROBED)
+    return replace(alive, written=truth.written or snapshot.lineage, writes=snapshot.writes + 1)
 
 
 def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -458,6 +463,7 @@ def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
         next_start_at=step.next_start_at,
         halted=step.halted,
         restarts=step.restarts,
+        health=truth.known().health.of_next_task(),
     )
     journalled = replace(truth, record=ended)
     return journalled, replace(journalled, task=None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import given
@@ -92,7 +92,8 @@ def test_nothing_is_done_while_the_engine_does_not_answer(thing: str, drawn: Seq
     for world in (case.world for case in drawn):
         if isinstance(world.observed.container, Unknown):
             continue
-        blind = replace(world, observed=replace(world.observed, **{thing: AWAY}))
+        away: dict[str, Any] = {thing: AWAY}
+        blind = replace(world, observed=replace(world.observed, **away))
         assert [step for step in plan(blind, NOW).steps if not isinstance(step, Note)] == []
 
 

@@ -16,9 +16,11 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import (
     DesiredState,
     Runtime,
+    RuntimeSpec,
     RuntimeStatus,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.health import NO_HEALTH, NOTHING_PROBED, Health, ProbeFacts, ProbeKind, Verdict
 from perdure.plan.planner import plan
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import spec_mark
@@ -94,6 +96,7 @@ def healthy_world(draw: Draw) -> World:
         last_exit=draw.exit() if halted else draw.maybe(0.5, draw.exit()),
         halted=Halted(draw.of((Reason.COMPLETED, Reason.EXITED)), mark) if halted else None,
         put_away=PutAway(archived, draw.of(tuple(Source))) if put_away else None,
+        health=_settled(draw, spec) if alive else NO_HEALTH,
     )
     facts = SnapshotFacts(workspace.key, n, image.chain_id, image.name, image.digest, gate)
     limits = mark if draw.chance(0.7) else f"{mark.partition('-')[0]}-{'0' * 8}"
@@ -110,11 +113,30 @@ def healthy_world(draw: Draw) -> World:
         image=draw.of(images),
         wanted_image=draw.of(images),
         ledger=draw.of((*ledgers, Present(replace(draw.ledger(), put_away=None)))),
+        probes=_as_recorded(draw, record.health),
     )
     shown = edit(runtime, status=RuntimeStatus(phase=phase, snapshot_key=draw.maybe(0.5, workspace.key)))
     freeze = draw.maybe(0.1, Freeze(draw.of((Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED)), "look first"))
     past = draw.maybe(0.2, replace(draw.failure(), retry_at=NOW - 1))
     return World(ref, Wanted(shown), observed, record, past, freeze, Uptime("boot", 100.0))
+
+
+def _settled(draw: Draw, spec: RuntimeSpec) -> Health:
+    """What its probes have come to, whatever that is: it is on record, and told."""
+    if spec.startup_probe is not None and draw.chance(0.3):
+        return NO_HEALTH  # still coming up
+    ready = draw.of((None, True, False)) if spec.readiness_probe is not None else None
+    failing = (ProbeKind.READINESS,) if ready is False else ()
+    return Health(started=spec.startup_probe is not None, ready=ready, failing=failing)
+
+
+def _as_recorded(draw: Draw, health: Health) -> ProbeFacts:
+    """What the prober says of it, which is nothing after a restart of the agent."""
+    if draw.chance(0.3):
+        return NOTHING_PROBED
+    started = Verdict(True) if health.started else None
+    readiness = Verdict(health.ready) if health.ready is not None else None
+    return ProbeFacts(started, readiness, draw.maybe(0.5, Verdict(True)))
 
 
 def at(world: World, now: float) -> World:

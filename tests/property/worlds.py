@@ -30,6 +30,7 @@ from perdure.api.network import (
     write_host_ports,
 )
 from perdure.api.phases import Phase
+from perdure.api.probes import Probe, TcpSocketAction
 from perdure.api.request import RequestId
 from perdure.api.runtime import (
     DeletionPolicy,
@@ -46,6 +47,7 @@ from perdure.api.runtime import (
     Stop,
 )
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.health import NO_HEALTH, NOTHING_PROBED, Health, ProbeFacts, ProbeKind, Verdict
 from perdure.plan.planner import plan
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import Plan
@@ -96,6 +98,7 @@ RCON = RuntimePort(name="rcon", container_port=25575, policy=PortPolicy.STATIC, 
 MOVED = RuntimePort(name="rcon", container_port=25575, policy=PortPolicy.STATIC, host_port=9001)
 PORTS = ((), (), (GAME,), (RCON,), (GAME, RCON), (GAME, MOVED))
 """What a spec may ask for; none more often than each of the others."""
+PROBE = Probe(tcp_socket=TcpSocketAction(port=7777))
 NUMBERS = ((), (("game", 7000),), (("game", 7000), ("rcon", 9000)), (("game", 7005), ("rcon", 9001)))
 """What an annotation may tell, or a journal have."""
 
@@ -190,6 +193,25 @@ class Draw:
             min_ready_seconds=self.of((0, 30)),
             network=self.network(),
             ports=self.of(PORTS),
+            startup_probe=self.maybe(0.2, PROBE),
+            readiness_probe=self.maybe(0.4, PROBE),
+            liveness_probe=self.maybe(0.4, PROBE),
+        )
+
+    def verdict(self) -> Verdict | None:
+        return self.of((None, None, Verdict(True), Verdict(False, "status 500")))
+
+    def probes(self) -> ProbeFacts:
+        return ProbeFacts(self.verdict(), self.verdict(), self.verdict())
+
+    def health(self) -> Health:
+        return Health(
+            started=self.chance(0.5),
+            ready=self.of((None, True, False)),
+            message="readiness probe failed: status 500",
+            ended_for=self.of(("", "", "", "liveness probe failed: status 500")),
+            failing=self.of(((), tuple(ProbeKind), (ProbeKind.READINESS,))),
+            damage=self.of(("", "", "the rules are gone")),
         )
 
     def network(self) -> Network:
@@ -248,6 +270,7 @@ class Draw:
             force_released=self.chance(0.15),
             released=self.chance(0.15),
             put_away=self.maybe(0.2, PutAway(self.archive(), self.of(tuple(Source)))),
+            health=self.health() if self.chance(0.5) else NO_HEALTH,
             last_request=self.maybe(0.2, AnsweredRequest(RequestId("1"), Outcome.SUCCESS, Code.NONE, "done")),
         )
 
@@ -272,6 +295,7 @@ class Draw:
             image=self.certain(self.image()),
             wanted_image=self.certain(self.image()),
             ledger=self.certain(self.ledger()),
+            probes=self.probes() if self.chance(0.5) else NOTHING_PROBED,
         )
 
     def runtime(self, *, terminating: bool) -> Runtime:

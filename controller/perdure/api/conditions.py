@@ -46,6 +46,7 @@ class Reason(StrEnum):
     STOPPING = "Stopping"
     RESTORE_PENDING = "RestorePending"
     PENDING_RESTART = "PendingRestart"
+    PROBE_PENDING = "ProbePending"
     # stopped, by wish or by itself
     STOP_REQUESTED = "StopRequested"
     REMOVE_REQUESTED = "RemoveRequested"
@@ -92,6 +93,7 @@ class Reason(StrEnum):
     CNI_PLUGIN_MISSING = "CNIPluginMissing"
     BRIDGE_CONFLICT = "BridgeConflict"
     # something failed and is tried again
+    PROBE_FAILED = "ProbeFailed"
     START_FAILED = "StartFailed"
     STOP_TIMED_OUT = "StopTimedOut"
     NETWORK_FAILED = "NetworkFailed"

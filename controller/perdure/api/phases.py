@@ -56,8 +56,18 @@ EDGES: dict[Phase, frozenset[Phase]] = {
     Phase.RUNNING: frozenset(
         {Phase.CREATING, Phase.STOPPING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
     ),
+    # Where the journal was lost during a clean-up, what it put away is restored without having been seen as removed.
     Phase.STOPPING: frozenset(
-        {Phase.CREATING, Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED, Phase.BLOCKED}
+        {
+            Phase.PENDING,
+            Phase.CREATING,
+            Phase.RESTORING,
+            Phase.RUNNING,
+            Phase.STOPPED,
+            Phase.REMOVED,
+            Phase.FAILED,
+            Phase.BLOCKED,
+        }
     ),
     Phase.STOPPED: frozenset(
         {

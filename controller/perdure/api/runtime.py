@@ -26,6 +26,7 @@ from perdure.api.network import (
     read_host_ports,
 )
 from perdure.api.phases import Phase
+from perdure.api.probes import Probe
 from perdure.api.request import Request, parse_request
 from perdure.api.struct import Struct
 
@@ -127,6 +128,9 @@ class RuntimeSpec(Struct, frozen=True, kw_only=True):
     deletion_policy: DeletionPolicy = DeletionPolicy.PRESERVE
     restore: Restore = Restore()
     min_ready_seconds: int = 0
+    startup_probe: Probe | None = None
+    readiness_probe: Probe | None = None
+    liveness_probe: Probe | None = None
     network: Network = Network()
     ports: tuple[RuntimePort, ...] = ()
     host_aliases: tuple[HostAlias, ...] = ()
@@ -153,7 +157,7 @@ class LastExit(Struct, frozen=True, kw_only=True):
     """None: the engine lost it (it was away when the process ended)."""
     signal: int | None = None
     reason: str = ""
-    """`Completed`, `Error`, `OOMKilled`, `Unknown`."""
+    """`Completed`, `Error`, `OOMKilled`, `Unhealthy` (a probe failed), `Unknown`."""
     at: str = ""
 
 
@@ -267,6 +271,7 @@ def parse_runtime(raw: Mapping[str, Any]) -> Runtime:
     try:
         spec = msgspec.convert(raw.get("spec") or {}, RuntimeSpec, strict=False)
         _check_ttl(spec)
+        _check_probes(spec)
     except msgspec.ValidationError as error:
         spec, invalid = RuntimeSpec(image=""), str(error)
     try:
@@ -299,6 +304,23 @@ def _check_ttl(spec: RuntimeSpec) -> None:
         raise msgspec.ValidationError(f"{error} - at `$.stoppedTTL`") from error
 
 
+def _check_probes(spec: RuntimeSpec) -> None:
+    """What the CRD cannot say: a probe's port by name is one of the runtime's own."""
+    named = {port.name for port in spec.ports}
+    probes = {
+        "startupProbe": spec.startup_probe,
+        "readinessProbe": spec.readiness_probe,
+        "livenessProbe": spec.liveness_probe,
+    }
+    for field, probe in probes.items():
+        port = probe.port if probe is not None else None
+        if isinstance(port, str) and port not in named:
+            known = ", ".join(sorted(named)) or "there are none"
+            raise msgspec.ValidationError(
+                f"{field}: no port is named {port!r} in spec.ports ({known}) - at `$.{field}`"
+            )
+
+
 def status_to_json(status: RuntimeStatus) -> dict[str, Any]:
     """The status as the API server stores it."""
     result: dict[str, Any] = msgspec.to_builtins(status)
@@ -319,6 +341,7 @@ __all__ = [
     "Network",
     "NetworkMode",
     "Phase",
+    "Probe",
     "PullPolicy",
     "RequestStatus",
     "ResourceLimits",

@@ -87,10 +87,11 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 @_moment("--until", "Only what was begun before.")
 @options.option("--limit", type=click.IntRange(1, 100_000), default=50, help="Most operations to show.")
 @options.option("-f", "--follow", is_flag=True, help="Oldest first, and go on with what comes, until interrupted.")
+@options.option("--health", is_flag=True, help="What happened to containers by itself, instead of what was done.")
 @options.database
 @options.state_dir
 @options.output
-def history(target: tuple[Kind, str] | None, output: str, follow: bool, **given: Any) -> None:
+def history(target: tuple[Kind, str] | None, output: str, follow: bool, health: bool, **given: Any) -> None:
     """Show what was done to a runtime, or to all of a namespace, newest first: when, for which life of the name (uid),
     what, who wanted it, and how it ended. Also for objects that are gone.
 
@@ -103,12 +104,16 @@ def history(target: tuple[Kind, str] | None, output: str, follow: bool, **given:
       perdure history -A --correlation 7f3a91c0 -o wide what one request or edit brought about
       perdure history gr/castle -f                      go on as things happen
       perdure history br/ada -f -o json | jq -r .op     one line of JSON for each
+      perdure history br/ada --health                   crashes, memory kills, probes that failed
 
     Without a database URL the PostgreSQL of a `perdure standalone` on this machine is read. Exit code 1 if the ledger
     never heard of KIND/NAME.
     """
     query = _query(target, given, follow=follow)
     url = find_ledger(given)
+    if health:
+        _health(url, query, output, follow=follow)
+        return
     view = OperationsView(output, names=query.name is None, namespaces=query.namespace is None)
     if follow:
         ask_ledger(_follow(url, query, view))
@@ -119,6 +124,23 @@ def history(target: tuple[Kind, str] | None, output: str, follow: bool, **given:
     view.all(rows)
     if not rows:
         click.echo(f"Nothing in the history of {query} matches.", err=True)
+
+
+def _health(url: str, query: HistoryQuery, output: str, *, follow: bool) -> None:
+    """Raises `UsageError` for what is said of operations alone."""
+    from perdure.cli.health_view import print_health
+    from perdure.ledger.health_history import read_health
+
+    if follow or query.ops or query.outcomes or query.sources:
+        raise click.UsageError(
+            "--health does not go with --follow, --op, --outcome and --source: these are of operations."
+        )
+    rows = ask_ledger(read_health(url, query))
+    if not rows and query.name is not None:
+        _require_known(url, query)
+    print_health(rows, output, names=query.name is None, namespaces=query.namespace is None)
+    if not rows:
+        click.echo(f"Nothing in the health history of {query} matches.", err=True)
 
 
 def _query(target: tuple[Kind, str] | None, given: dict[str, Any], *, follow: bool) -> HistoryQuery:

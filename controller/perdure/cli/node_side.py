@@ -32,7 +32,9 @@ from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
 from perdure.kube.resync import Resync, ResyncReport
 from perdure.ledger.agent import PostgresAgentLedger
+from perdure.network.probes import NamespaceProbes
 from perdure.reconcile.absences import RESYNCS, Absences
+from perdure.reconcile.asking import Asker
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.guards import Guards
@@ -42,6 +44,7 @@ from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
 from perdure.reconcile.reindex import Reindexer
@@ -121,7 +124,8 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
     absences = Absences(RESYNCS * common.resync_seconds, queue.add_in)
-    eyes = Eyes(engine, networks.sandbox, ledger, journal, cluster, cache)
+    prober = Prober(Asker(engine, NamespaceProbes()).ask, queue.add, process.metrics, time.time)
+    eyes = Eyes(engine, networks.sandbox, ledger, journal, cluster, cache, prober.facts)
     observer = Observer(eyes, node_id, guards, retries, absences)
     loop = Loop(
         observer=observer,
@@ -133,6 +137,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         cluster=cluster,
         objects=cache,
         probe=process.metrics,
+        prober=prober,
         now=time.time,
         on_released=neighbours.on_released,
     )
@@ -166,6 +171,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("requests", Reindexer(hands, place, guards).run())
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
+    process.spawn("prober", prober.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 

@@ -20,7 +20,7 @@ from perdure.journal.frames import encode_entry
 from perdure.journal.log import Log, open_log
 from perdure.journal.state import Entry, Row, State
 from perdure.plan.world import Record
-from perdure.reconcile.ports.journal import NodeMemory, OperationRow
+from perdure.reconcile.ports.journal import LedgerRow, NodeMemory
 
 _logger = structlog.get_logger(__name__)
 
@@ -103,7 +103,7 @@ class FileJournal:
     def memory(self) -> NodeMemory:
         return self._state.memory
 
-    def unsent(self) -> Sequence[OperationRow]:
+    def unsent(self) -> Sequence[LedgerRow]:
         return tuple(self._state.unsent)
 
     async def commit(
@@ -111,14 +111,14 @@ class FileJournal:
         *,
         put: Record | None = None,
         forget: Uid | None = None,
-        rows: Sequence[OperationRow] = (),
+        rows: Sequence[LedgerRow] = (),
         memory: NodeMemory | None = None,
     ) -> None:
         """See `Journal`. A cancelled caller's commit is still made: it is there entirely or not at all."""
         limit = self._settings.unsent_rows
         if rows and len(self._state.unsent) + self._rows_on_the_way + len(rows) > limit:
             raise JournalFailed(
-                f"committing to the node journal {self._log.path}: {limit} operations already wait for the ledger, "
+                f"committing to the node journal {self._log.path}: {limit} rows already wait for the ledger, "
                 "which is the most that are kept; bring the ledger back, work goes on by itself then"
             )
         await self._durable(Entry(put=put, forget=forget, rows=tuple(map(Row.of, rows)), memory=memory))

@@ -13,30 +13,39 @@ import msgspec
 
 from perdure.api.names import Uid
 from perdure.plan.world import Record
-from perdure.reconcile.ports.journal import NodeMemory, OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import HealthRow, LedgerRow, NodeMemory, OperationFinished, OperationStarted
 
 _ROWS_PER_ENTRY = 100
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One of the two kinds of an operation's row: JSON needs to say which."""
+    """One of the kinds of rows: JSON needs to say which."""
 
     started: OperationStarted | None = None
     finished: OperationFinished | None = None
+    health: HealthRow | None = None
 
     @staticmethod
-    def of(row: OperationRow) -> Row:
+    def of(row: LedgerRow) -> Row:
         """Lone surrogates of a message (file names that are no UTF-8) are replaced: JSON cannot hold them."""
-        if isinstance(row, OperationStarted):
-            return Row(started=row)
-        return Row(finished=replace(row, message=row.message.encode("utf-8", "replace").decode("utf-8")))
+        match row:
+            case OperationStarted():
+                return Row(started=row)
+            case OperationFinished():
+                return Row(finished=replace(row, message=_storable(row.message)))
+            case HealthRow():
+                return Row(health=replace(row, message=_storable(row.message)))
 
     @property
-    def it(self) -> OperationRow:
-        row = self.started or self.finished
+    def it(self) -> LedgerRow:
+        row = self.started or self.finished or self.health
         if row is None:
-            raise ValueError("a row of the journal is neither a started nor a finished operation")
+            raise ValueError("a row of the journal is neither a started nor a finished operation, nor a health event")
         return row
+
+
+def _storable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -54,7 +63,7 @@ class State:
 
     def __init__(self) -> None:
         self.records: dict[Uid, Record] = {}
-        self.unsent: list[OperationRow] = []
+        self.unsent: list[LedgerRow] = []
         self.memory = NodeMemory()
 
     @property
@@ -84,7 +93,7 @@ class State:
             yield Entry(rows=tuple(map(Row.of, rows)))
 
 
-def _chunks(rows: Sequence[OperationRow]) -> Iterator[tuple[OperationRow, ...]]:
+def _chunks(rows: Sequence[LedgerRow]) -> Iterator[tuple[LedgerRow, ...]]:
     waiting = iter(rows)
     while chunk := tuple(islice(waiting, _ROWS_PER_ENTRY)):
         yield chunk

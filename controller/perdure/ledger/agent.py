@@ -14,7 +14,7 @@ from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, Uid
 from perdure.api.runtime import Restore
-from perdure.ledger import catalogue, leases, operations, ports
+from perdure.ledger import catalogue, health, leases, operations, ports
 from perdure.ledger.database import Connection, Database
 from perdure.ledger.identity import read_identity
 from perdure.plan.binding import Refused
@@ -22,7 +22,7 @@ from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
-from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
 
 _TOKEN_BYTES = 16
@@ -70,9 +70,9 @@ class PostgresAgentLedger:
 
     # ------------------------------------------------------------------------------------------ operations
 
-    async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
+    async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         """All rows or none of them. One row is one statement, and one round trip."""
-        doing = f"writing {len(rows)} rows of operations"
+        doing = f"writing {len(rows)} rows of operations and health"
         statements = [self._apply(row, node) for row in rows]
         if len(statements) == 1:
             await self._database.write(doing, *statements[0])
@@ -85,10 +85,14 @@ class PostgresAgentLedger:
 
         await self._database.run(doing, work)
 
-    def _apply(self, row: OperationRow, node: NodeName) -> tuple[sql.SQL, dict[str, object]]:
-        if isinstance(row, OperationStarted):
-            return operations.STARTED, operations.started_parameters(self._installation, row, node)
-        return operations.FINISHED, operations.finished_parameters(self._installation, row, node, release=False)
+    def _apply(self, row: LedgerRow, node: NodeName) -> tuple[sql.SQL, dict[str, object]]:
+        match row:
+            case OperationStarted():
+                return operations.STARTED, operations.started_parameters(self._installation, row, node)
+            case OperationFinished():
+                return operations.FINISHED, operations.finished_parameters(self._installation, row, node, release=False)
+            case HealthRow():
+                return health.TOLD, health.parameters(self._installation, row, node)
 
     async def begin(self, row: OperationStarted, node: NodeName, lease: Lease) -> None:
         parameters = operations.started_parameters(self._installation, row, node)

@@ -1,6 +1,7 @@
-"""The months of `operations`: made ahead, and dropped when nothing in them is young any more. For the active controller.
+"""The months of `operations` and `health_events`: made ahead, and dropped when nothing in them is young any more. For the
+active controller.
 
-The work is done by functions of the schema (migration 3). Lives (`runtimes`) and archives are kept whatever happens here.
+The work is done by functions of the schema (migrations 3 and 5). Lives (`runtimes`) and archives are kept whatever happens here.
 """
 
 from __future__ import annotations
@@ -25,8 +26,19 @@ SELECT month FROM make_operation_months(
     ((now() AT TIME ZONE 'UTC') - interval '1 month')::date,
     ((now() AT TIME ZONE 'UTC') + make_interval(months => %(ahead)s))::date
 ) AS made (month)
+ UNION
+SELECT month FROM make_health_months(
+    ((now() AT TIME ZONE 'UTC') - interval '1 month')::date,
+    ((now() AT TIME ZONE 'UTC') + make_interval(months => %(ahead)s))::date
+) AS made (month)
+ ORDER BY month
 """)
-_DROP = sql.SQL("SELECT month FROM drop_operation_months(make_interval(days => %(days)s)) AS dropped (month)")
+_DROP = sql.SQL("""
+SELECT month FROM drop_operation_months(make_interval(days => %(days)s)) AS dropped (month)
+ UNION
+SELECT month FROM drop_health_months(make_interval(days => %(days)s)) AS dropped (month)
+ ORDER BY month
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,7 @@ async def keep_months(database: Database, kept_days: int) -> Upkeep:
     async def drop(connection: Connection) -> tuple[date, ...]:
         return await _months(connection, _DROP, {"days": kept_days})
 
-    made = await database.run("making tables for the operations of the coming months", make)
+    made = await database.run("making tables for the history of the coming months", make)
     dropped = await database.run(f"dropping operations older than {kept_days} days", drop)
     return Upkeep(made, dropped)
 

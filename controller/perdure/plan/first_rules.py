@@ -66,8 +66,9 @@ def failed_lately(scene: Scene) -> Plan | None:
             return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at, waiting=waiting)
     if is_running(scene.world):
         scene.draft.set(ConditionType.DEGRADED, Truth.TRUE, failure.reason, failure.message)
-        scene.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
-        return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=failure.retry_at, waiting=waiting)
+        ready_at = scene.show_alive()
+        wake_at = failure.retry_at if ready_at is None else min(ready_at, failure.retry_at)
+        return Plan(status=scene.draft.build(Phase.RUNNING), wake_at=wake_at, waiting=waiting)
     operation = scene.record.operation
     cleaning_up = operation is not None and operation.op is Op.CLEANUP
     if cleaning_up:

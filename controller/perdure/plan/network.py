@@ -5,13 +5,16 @@ What the network is made of is the sandbox's business; here is only when somethi
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Absent, Present
+from perdure.plan.health import MESSAGE_CHARACTERS, HealthEvent, HealthKind
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.scene import Scene
-from perdure.plan.steps import CreateSandbox, Plan, RemoveSandbox, RepairNetwork
+from perdure.plan.steps import CreateSandbox, Note, Plan, RemoveSandbox, RepairNetwork
 from perdure.plan.way_down import stop_and_reap
 from perdure.plan.world import OWN_NAMESPACE, Failure, Op, SandboxFacts, Source, TaskState
 
@@ -51,13 +54,26 @@ def network_is_whole(scene: Scene) -> Plan | None:
     if not isinstance(sandbox, Present) or sandbox.it.mode is NetworkMode.NONE:
         return None
     why = _what_is_wrong(scene, sandbox.it)
+    told = _damage_told(scene, sandbox.it)
     if not why:
-        return None
+        return scene.do(*told, phase=Phase.RUNNING) if told else None
     if sandbox.it.attached and not sandbox.it.damage:
         scene.show_alive()
     else:
         scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.IN_PROGRESS, why)
-    return scene.do(RepairNetwork(why), phase=Phase.RUNNING)
+    return scene.do(*told, RepairNetwork(why), phase=Phase.RUNNING)
+
+
+def _damage_told(scene: Scene, facts: SandboxFacts) -> tuple[Note, ...]:
+    """Once when it is found, however often its repair is tried; what is missing while it starts is no damage yet."""
+    health, damage = scene.record.health, facts.damage or ("" if facts.attached else "nothing is attached")
+    if bool(damage) == bool(health.damage) or not scene.record.running or scene.record.operation is not None:
+        return ()
+    noted = replace(scene.record, health=replace(health, damage=damage[:MESSAGE_CHARACTERS]))
+    if not damage:
+        return (Note(noted, "its network is whole again"),)
+    found = HealthEvent(HealthKind.INSPECT_UNHEALTHY, f"its network: {damage}")
+    return (Note(noted, "its network was found damaged", (found,)),)
 
 
 def _what_is_wrong(scene: Scene, facts: SandboxFacts) -> str:

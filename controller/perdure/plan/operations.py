@@ -51,6 +51,11 @@ def operation_id(uid: Uid, numbered_from: float, n: int) -> OperationId:
     return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/{numbered_from!r}/{n}")))
 
 
+def health_event_id(uid: Uid, numbered_from: float, n: int) -> str:
+    """The id of the `n`-th health event (from 1) of one life; as `operation_id`."""
+    return str(uuid.uuid5(_NAMESPACE, f"{uid}/{numbered_from!r}/health/{n}"))
+
+
 def request_operation_id(uid: Uid, request: RequestId) -> OperationId:
     """The id of the operation that a request is answered with where nothing is to be done."""
     return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/request/{request}")))

@@ -31,8 +31,9 @@ def delay_after(failures_in_row: int) -> float:
 
 
 def judge(record: Record, exit_: Exit, policy: RestartPolicy, spec_hash: str) -> Verdict:
-    """What the policy says about this end. An exit code that the engine lost counts as a failure."""
-    clean = exit_.code == 0
+    """What the policy says about this end. An exit code that the engine lost counts as a failure, and so does an end
+    for a failed probe, whatever its code."""
+    clean = exit_.code == 0 and not exit_.unhealthy
     if policy is RestartPolicy.NEVER or (policy is RestartPolicy.ON_FAILURE and clean):
         reason = Reason.COMPLETED if clean else Reason.EXITED
         return Verdict(0, None, Halted(reason, spec_hash), record.restarts)

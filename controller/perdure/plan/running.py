@@ -8,6 +8,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.plan import cleanup
 from perdure.plan.certainty import Present, Unknown
+from perdure.plan.health import HealthEvent, HealthKind
 from perdure.plan.network import has_another_network
 from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
 from perdure.plan.restart import judge
@@ -44,19 +45,19 @@ def process_ended(scene: Scene) -> Plan | None:
         return None
     if _stopped_by_wish(scene):
         return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
-    if task is not None and task.exit is not None and task.exit == record.last_exit and not record.running:
+    exit_ = _exit_of(scene)
+    if task is not None and task.exit is not None and exit_ == record.last_exit and not record.running:
         # This end is in the journal already; only the engine was not told to forget it. It counts once.
         op = Op.STOP if record.halted is not None else Op.RESTART
         again = ReapTask(
             scene.world.ref.container_id,
-            task.exit,
+            exit_,
             record.failures_in_row,
             record.next_start_at,
             record.halted,
             record.restarts,
         )
         return scene.under(op, Source.NODE_EVENT, again)
-    exit_ = task.exit if task is not None and task.exit is not None else Exit(None, scene.now)
     verdict = judge(record, exit_, scene.runtime.spec.restart_policy, scene.mark)
     op = Op.STOP if verdict.halted is not None else Op.RESTART
     reap = ReapTask(
@@ -66,8 +67,32 @@ def process_ended(scene: Scene) -> Plan | None:
         verdict.next_start_at,
         verdict.halted,
         verdict.restarts,
+        _incidents(scene, exit_),
     )
     return scene.under(op, Source.NODE_EVENT, reap)
+
+
+def _exit_of(scene: Scene) -> Exit:
+    """How it ended, and whether it was we who ended it for a probe that failed: only the journal knows that."""
+    task, record = scene.task, scene.record
+    seen = task.exit if task is not None and task.exit is not None else Exit(None, scene.now)
+    counted = record.last_exit
+    if not record.running and counted is not None and replace(counted, unhealthy=False) == seen:
+        return counted
+    return replace(seen, unhealthy=bool(record.health.ended_for))
+
+
+def _incidents(scene: Scene, exit_: Exit) -> tuple[HealthEvent, ...]:
+    """What is told of an end that nobody asked for. One for a probe that failed was told when the probe did."""
+    if exit_.unhealthy:
+        return ()
+    if scene.task is None:
+        gone = "its main process is on record as running, and the engine knows neither it nor how it ended"
+        return (HealthEvent(HealthKind.DISAPPEARED, gone),)
+    ended = HealthEvent(HealthKind.EXITED, "killed for want of memory" if exit_.oom else "", code=exit_.code)
+    if not exit_.oom:
+        return (ended,)
+    return HealthEvent(HealthKind.OOM, "the kernel killed it at its memory limit", code=exit_.code), ended
 
 
 def _stopped_by_wish(scene: Scene) -> bool:
@@ -199,7 +224,8 @@ def healthy(scene: Scene) -> Plan:
             next_start_at=None,
             halted=None,
         )
-        return scene.do(Note(seen, "a task runs"), phase=Phase.RUNNING)
+        news = () if record.running else (HealthEvent(HealthKind.STARTED, "found running"),)
+        return scene.do(Note(seen, "a task runs", news), phase=Phase.RUNNING)
     if record.operation is None and record.phase is not Phase.RUNNING:
         # A start that was taken for failed came about after all: the history says so, too.
         first = opening(record, *_way_up(scene))

@@ -13,6 +13,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime
 from perdure.plan.certainty import Absent, Present
+from perdure.plan.health import has_come_up
 from perdure.plan.operations import TOWARDS_RUNNING, TRANSIENT_PHASE, opening
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import (
@@ -96,13 +97,27 @@ class Scene:
         return TRANSIENT_PHASE[operation.op] if operation else self.record.phase or Phase.PENDING
 
     def show_alive(self) -> float | None:
-        """Ready, or when it will be: until then it has not been alive for long enough."""
+        """Ready or not, and, if it only has not been alive for long enough, when it will have been."""
         ready_at = (self.record.started_at or self.now) + self.runtime.spec.min_ready_seconds
         if self.now < ready_at:
             self.draft.set(ConditionType.READY, Truth.FALSE, Reason.MIN_READY)
             return ready_at
-        self.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
+        self._show_probed()
         return None
+
+    def _show_probed(self) -> None:
+        """What the journal has of the probes, which holds while this process has not asked them yet."""
+        spec, health = self.runtime.spec, self.record.health
+        if not has_come_up(spec, health):
+            message = "its startup probe has not succeeded yet"
+            self.draft.set(ConditionType.READY, Truth.FALSE, Reason.PROBE_PENDING, message)
+        elif spec.readiness_probe is not None and health.ready is None:
+            message = "its readiness probe has not succeeded yet"
+            self.draft.set(ConditionType.READY, Truth.FALSE, Reason.PROBE_PENDING, message)
+        elif spec.readiness_probe is not None and not health.ready:
+            self.draft.set(ConditionType.READY, Truth.FALSE, Reason.PROBE_FAILED, health.message)
+        else:
+            self.draft.set(ConditionType.READY, Truth.TRUE, Reason.RUNNING)
 
     # ------------------------------------------------------------------------------ the three kinds of answers
 

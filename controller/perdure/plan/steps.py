@@ -10,6 +10,7 @@ from perdure.api.names import ContainerId, SnapshotKey
 from perdure.api.phases import Phase
 from perdure.api.request import RequestId
 from perdure.api.runtime import PullPolicy, RuntimeStatus
+from perdure.plan.health import HealthEvent
 from perdure.plan.world import (
     AnsweredRequest,
     ArchiveFacts,
@@ -65,10 +66,11 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Journal a new record; nothing else happens."""
+    """Journal a new record, and what is told with it; nothing else happens."""
 
     record: Record
     why: str
+    events: tuple[HealthEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,8 @@ class ReapTask:
     next_start_at: float | None
     halted: Halted | None
     restarts: int
+    events: tuple[HealthEvent, ...] = ()
+    """None for an end that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ def last_exit(exit_: Exit | None) -> LastExit | None:
     code = exit_.code
     if exit_.oom:
         reason = "OOMKilled"
+    elif exit_.unhealthy:
+        reason = "Unhealthy"
     elif code is None:
         reason = "Unknown"
     else:

@@ -14,8 +14,10 @@ _FOR_GOOD = frozenset({Op.PRESERVE, Op.PURGE})
 """Operations after which no container is left."""
 
 
-def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
-    """Until no task is left: stop a live one, then journal and delete the ended one. None when there is none."""
+def stop_and_reap(scene: Scene, op: Op, source: Source, grace_seconds: float | None = None) -> Plan | None:
+    """Until no task is left: stop a live one, then journal and delete the ended one. None when there is none.
+
+    `grace_seconds`: instead of the spec's."""
     task, record = scene.task, scene.record
     container = scene.world.ref.container_id
     if task is None and not record.running:
@@ -26,7 +28,8 @@ def stop_and_reap(scene: Scene, op: Op, source: Source) -> Plan | None:
         signal = stop.signal or (image.stop_signal if image else "") or DEFAULT_STOP_SIGNAL
         preserve = op is Op.PRESERVE and scene.workspace is not None
         preflight = scene.workspace.key if preserve and scene.workspace is not None else None
-        return scene.under(op, source, StopTask(container, signal, float(stop.grace_period_seconds), preflight))
+        grace = float(stop.grace_period_seconds if grace_seconds is None else grace_seconds)
+        return scene.under(op, source, StopTask(container, signal, grace, preflight))
     ended = task.exit if task is not None else Exit(None, scene.now)
     reap = ReapTask(container, ended, 0, None, None, record.restarts)
     # What ends for good takes its network along at once: the engine and the plugins do not wait for each other.

@@ -15,6 +15,7 @@ from perdure.api.phases import Phase
 from perdure.api.request import RequestId
 from perdure.api.runtime import Runtime
 from perdure.plan.certainty import Certain, Unknown
+from perdure.plan.health import NO_HEALTH, NOTHING_PROBED, Health, ProbeFacts
 from perdure.plan.uptime import Uptime
 
 # ---------------------------------------------------------------------------------------------- seen at the engine
@@ -69,6 +70,8 @@ class Exit:
     code: int | None
     at: float
     oom: bool = False
+    unhealthy: bool = False
+    """We ended it, because a probe failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +307,9 @@ class Record:
     put_away: PutAway | None = None
     """Set when a clean-up removed the snapshot, until the data is restored; counts only without a workspace."""
     last_request: AnsweredRequest | None = None
+    health: Health = NO_HEALTH
+    health_events: int = 0
+    """How many were told: the next one's id is made from it."""
 
 
 # ---------------------------------------------------------------------------------------------- desired
@@ -385,6 +391,7 @@ class Observed:
     """The image that the spec names, looked up only if the workspace stands on one of another name."""
     ledger: Certain[LedgerFacts] = _NOT_LOOKED
     """Asked only when a decision about data is due."""
+    probes: ProbeFacts = NOTHING_PROBED
 
 
 @dataclass(frozen=True, slots=True)

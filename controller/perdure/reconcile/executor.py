@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-import structlog
-
 from perdure.plan.steps import (
     AdoptSnapshot,
     Answer,
@@ -44,8 +42,6 @@ from perdure.reconcile.operation_steps import OperationSteps
 from perdure.reconcile.ports.errors import StaleFence
 from perdure.reconcile.task_steps import TaskSteps
 
-log = structlog.get_logger(__name__)
-
 
 class Executor:
     """One per agent. `now`: seconds since the epoch."""
@@ -72,9 +68,8 @@ class Executor:
                 await self._operations.begin(step, world)
             case Finish():
                 await self._operations.finish(step, ref)
-            case Note(record, why):
-                log.debug("noted", runtime=str(ref), uid=ref.uid, why=why)
-                await self._hands.journal.commit(put=record)
+            case Note():
+                await self._operations.note(step, ref)
             case Answer():
                 await self._operations.answer(step, world)
             case RecordPutAway(put_away):

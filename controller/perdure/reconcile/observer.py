@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from perdure.api.names import NodeId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.runtime import DeletionPolicy, DesiredState, Restore, Runtime
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.health import NOTHING_PROBED, ProbeFacts
 from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     Desired,
@@ -48,6 +49,8 @@ class Eyes:
     journal: Journal
     cluster: Cluster
     objects: Objects
+    probes: Callable[[Uid, int], ProbeFacts]
+    """What the probes of this task (its pid) have come to."""
 
 
 class Observer:
@@ -132,7 +135,11 @@ class Observer:
             image=image,
             wanted_image=wanted_image,
             ledger=ledger,
+            probes=self._probes(ref.uid, view),
         )
+
+    def _probes(self, uid: Uid, view: EngineView) -> ProbeFacts:
+        return self._eyes.probes(uid, view.task.it.pid) if isinstance(view.task, Present) else NOTHING_PROBED
 
     async def _images(
         self, record: Record, desired: Desired, view: EngineView
@@ -147,7 +154,8 @@ class Observer:
         if workspace is not None and workspace.image != spec.image and to_run:
             image, wanted = await asyncio.gather(self._eyes.engine.image(name), self._eyes.engine.image(spec.image))
             return image, wanted
-        if (to_run and not healthy) or (not to_run and _runs(view)):
+        to_be_ended = bool(record.health.ended_for)
+        if (to_run and (not healthy or to_be_ended)) or (not to_run and _runs(view)):
             return await self._eyes.engine.image(name), NOT_ASKED
         return NOT_ASKED, NOT_ASKED
 

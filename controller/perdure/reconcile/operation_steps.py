@@ -15,9 +15,10 @@ from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.phases import Phase
 from perdure.plan.operations import DURABLE, answered, correlation, operation_id, request_operation_id
-from perdure.plan.steps import Answer, Begin, Dispose, Finish
+from perdure.plan.steps import Answer, Begin, Dispose, Finish, Note
 from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import Hands, Place
+from perdure.reconcile.health_rows import tell, told
 from perdure.reconcile.ports.errors import LeaseBusy
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
@@ -151,6 +152,12 @@ class OperationSteps:
         await self._hands.journal.commit(forget=ref.uid, rows=(started, finished))
         self._hands.outbox.poke()
         log.info("record_disposed", runtime=str(ref), uid=ref.uid, message=step.message)
+
+    async def note(self, step: Note, ref: RuntimeRef) -> None:
+        record, rows = told(step.record, step.events, self._now())
+        await self._hands.journal.commit(put=record, rows=rows)
+        tell(self._hands, rows)
+        log.debug("noted", runtime=str(ref), uid=ref.uid, why=step.why)
 
     async def answer(self, step: Answer, world: World) -> None:
         """Both rows at once, under an id made from the request's: answered twice, it is one operation."""

@@ -15,10 +15,12 @@ import structlog
 from perdure.api.names import Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Runtime, RuntimeStatus
+from perdure.plan.certainty import Unknown
 from perdure.plan.operations import DURABLE, TRANSIENT_PHASE
 from perdure.plan.planner import plan
 from perdure.plan.steps import Answer, Begin, Finish, Note, Plan, Step
 from perdure.plan.world import Op, Outcome, Record, Terminating, Wanted, World
+from perdure.reconcile.asking import target_of
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
 from perdure.reconcile.outbox import Outbox
@@ -26,6 +28,7 @@ from perdure.reconcile.ports.cluster import Cluster, Objects
 from perdure.reconcile.ports.errors import LeaseBusy, PortError, StatusConflict
 from perdure.reconcile.ports.journal import Journal, OperationFinished
 from perdure.reconcile.probe import Probe
+from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.retries import Retries
 
@@ -51,6 +54,7 @@ class Loop:
     cluster: Cluster
     objects: Objects
     probe: Probe
+    prober: Prober
     now: Callable[[], float]
     on_released: Callable[[Uid], None]
     """Called when the ledger has it that a life is over: in one process with the controller it need not wait for a watch."""
@@ -69,6 +73,7 @@ class Reconciler:
         outcome, failed = "healthy", None
         for _ in range(MAX_ROUNDS):
             world = await loop.observer.look(uid)
+            self._follow(uid, world)
             if world is None:
                 break
             plan_ = plan(world, loop.now())
@@ -89,6 +94,11 @@ class Reconciler:
             log.error("reconcile_does_not_settle", uid=uid, rounds=MAX_ROUNDS)
             loop.queue.add_in(uid, API_RETRY_SECONDS)
         loop.probe.reconciled(outcome, clock.time() - began)
+
+    def _follow(self, uid: Uid, world: World | None) -> None:
+        """Who is asked by probes from now on. While nobody knows what runs, what is asked stays as it is."""
+        if world is None or not isinstance(world.observed.task, Unknown):
+            self._loop.prober.follow(uid, target_of(world) if world is not None else None)
 
     # ------------------------------------------------------------------------------------------ doing
 

@@ -11,10 +11,12 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.plan.certainty import Present
+from perdure.plan.health import HealthEvent, HealthKind
 from perdure.plan.steps import ReapTask, StartTask, StopTask
 from perdure.plan.world import Exit, ImageFacts, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
+from perdure.reconcile.health_rows import tell, told
 from perdure.reconcile.network_steps import NetworkSteps
 from perdure.reconcile.ports.cluster import NamespaceFacts
 from perdure.reconcile.ports.engine import ContainerPlan
@@ -91,16 +93,13 @@ class TaskSteps:
             await self._hands.journal.commit(put=record)
         async with self._starts:
             await self._hands.engine.start_task(step.container, step.key, lambda: self._network(world))
-        await self._hands.journal.commit(
-            put=replace(
-                self._hands.record(ref),
-                running=True,
-                started_at=self._now(),
-                stopped_at=None,
-                next_start_at=None,
-                halted=None,
-            )
-        )
+        started_at, before = self._now(), self._hands.record(ref)
+        running = replace(before, running=True, started_at=started_at, stopped_at=None, next_start_at=None, halted=None)
+        # A repetition of a start that is on record already tells nothing new.
+        news = () if before.running else (HealthEvent(HealthKind.STARTED),)
+        running, rows = told(running, news, started_at)
+        await self._hands.journal.commit(put=running, rows=rows)
+        tell(self._hands, rows)
 
     async def _network(self, world: World) -> None:
         """Bring the network in while the task is made. One that takes long gives its place to other starts meanwhile: a
@@ -140,19 +139,21 @@ class TaskSteps:
         ref = world.ref
         record = self._hands.record(ref)
         ended_at = step.exit.at if step.exit is not None else self._now()
-        await self._hands.journal.commit(
-            put=replace(
-                record,
-                running=False,
-                stopped_at=ended_at,
-                stopped_up=world.uptime,
-                last_exit=step.exit or Exit(None, ended_at),
-                failures_in_row=step.failures_in_row,
-                next_start_at=step.next_start_at,
-                halted=step.halted,
-                restarts=step.restarts,
-            )
+        ended = replace(
+            record,
+            running=False,
+            stopped_at=ended_at,
+            stopped_up=world.uptime,
+            last_exit=step.exit or Exit(None, ended_at),
+            failures_in_row=step.failures_in_row,
+            next_start_at=step.next_start_at,
+            halted=step.halted,
+            restarts=step.restarts,
+            health=record.health.of_next_task(),
         )
+        ended, rows = told(ended, step.events, ended_at)
+        await self._hands.journal.commit(put=ended, rows=rows)
+        tell(self._hands, rows)
         await self._hands.engine.delete_task(step.container)
         log.info(
             "main_process_ended",

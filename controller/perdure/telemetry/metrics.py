@@ -44,6 +44,11 @@ class Metrics:
     operations: Counter
     """[op, outcome, code] The code is the `Reason` of a failure, empty otherwise."""
 
+    health_events: Counter
+    """[event]"""
+    probes: Counter
+    """[probe, result] `startup`, `readiness`, `liveness`; `success`, `failure`, `unknown`."""
+
     archive_bytes: Counter
     """[direction] `export`, `restore`."""
     archive_seconds: Histogram
@@ -79,6 +84,14 @@ class Metrics:
         self.archive_bytes.labels(direction).inc(size)
         self.archive_seconds.labels(direction).observe(seconds)
 
+    def happened(self, event: str) -> None:
+        """Something happened to a container, and was journalled."""
+        self.health_events.labels(event).inc()
+
+    def probed(self, probe: str, result: str) -> None:
+        """One probe was asked once."""
+        self.probes.labels(probe, result).inc()
+
     def finished(self, op: str, outcome: str, code: str) -> None:
         """One operation ended."""
         self.operations.labels(op, outcome, code).inc()
@@ -113,6 +126,10 @@ def new_metrics() -> Metrics:
         operations=counter(
             "operations_total", "Finished operations; code is the reason of a failure.", "op", "outcome", "code"
         ),
+        health_events=counter(
+            "health_events_total", "What happened to containers that nobody asked for, and their starts.", "event"
+        ),
+        probes=counter("probe_total", "Probes asked, by what came of it.", "probe", "result"),
         archive_bytes=counter("archive_bytes_total", "Compressed bytes written to or read from stores.", "direction"),
         archive_seconds=histogram(
             "archive_duration_seconds", "Time of one export or restore with its proof.", "direction", buckets=_TRANSFER

@@ -23,6 +23,11 @@ class Ledger:
         """(op, before, after, outcome) of all operations of one life, oldest first."""
         return [(row["op"], row["before"], row["after"], row["outcome"]) for row in self.operations(uid)]
 
+    def health_events(self, uid: str) -> list[tuple[str, str | None, int | None]]:
+        """(event, probe, exit code) of one life, oldest first."""
+        rows = self._rows("SELECT * FROM health_events WHERE uid = %s ORDER BY happened_at, recorded_at", uid)
+        return [(row["event"], row["probe"], row["exit_code"]) for row in rows]
+
     def archives(self, uid: str) -> list[dict[str, Any]]:
         """The catalogue's rows of one life, in their order."""
         return self._rows("SELECT * FROM archives WHERE uid = %s ORDER BY sequence", uid)

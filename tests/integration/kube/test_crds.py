@@ -31,6 +31,9 @@ def static(name: str, number: int | None, protocol: str = "TCP") -> dict[str, An
 TWICE = "two ports with policy Static ask for the same hostPort and protocol"
 POLICY = "hostPort is required with policy Static, and forbidden with any other"
 
+TCP: dict[str, Any] = {"tcpSocket": {"port": 80}}
+ONE_ACTION = "a probe needs exactly one of exec, httpGet, tcpSocket, udpSocket"
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"image": ""}, "spec.image"),
     ({"image": "two words"}, "spec.image"),
@@ -104,6 +107,33 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"ports": [static("a", 0)]}, "spec.ports[0].hostPort"),
     ({"ports": [static("a", 7000), static("b", 7000)]}, TWICE),
     ({"ports": [static("a", 7000, "TCPUDP"), static("b", 7000, "UDP")]}, TWICE),
+    ({"readinessProbe": {}}, ONE_ACTION),
+    ({"readinessProbe": TCP | {"exec": {"command": ["/bin/true"]}}}, ONE_ACTION),
+    ({"livenessProbe": TCP | {"successThreshold": 2}}, "successThreshold must be 1 for startup and liveness probes"),
+    ({"startupProbe": TCP | {"successThreshold": 2}}, "successThreshold must be 1 for startup and liveness probes"),
+    ({"readinessProbe": TCP | {"terminationGracePeriodSeconds": 1}}, "is for startup and liveness probes"),
+    ({"readinessProbe": TCP | {"timeoutSeconds": 0}}, "spec.readinessProbe.timeoutSeconds"),
+    ({"readinessProbe": TCP | {"timeoutSeconds": 301}}, "spec.readinessProbe.timeoutSeconds"),
+    ({"readinessProbe": TCP | {"periodSeconds": 0}}, "spec.readinessProbe.periodSeconds"),
+    ({"readinessProbe": TCP | {"failureThreshold": 0}}, "spec.readinessProbe.failureThreshold"),
+    ({"readinessProbe": TCP | {"initialDelaySeconds": -1}}, "spec.readinessProbe.initialDelaySeconds"),
+    ({"readinessProbe": {"exec": {"command": []}}}, "spec.readinessProbe.exec.command"),
+    ({"readinessProbe": {"tcpSocket": {}}}, "spec.readinessProbe.tcpSocket.port"),
+    ({"readinessProbe": {"tcpSocket": {"port": 0}}}, "spec.readinessProbe.tcpSocket.port"),
+    ({"readinessProbe": {"tcpSocket": {"port": 65536}}}, "spec.readinessProbe.tcpSocket.port"),
+    ({"readinessProbe": {"tcpSocket": {"port": "Web"}}}, "spec.readinessProbe.tcpSocket.port"),
+    ({"readinessProbe": {"httpGet": {"port": 80, "path": "healthz"}}}, "spec.readinessProbe.httpGet.path"),
+    ({"readinessProbe": {"httpGet": {"port": 80, "path": "/ HTTP/1.1"}}}, "spec.readinessProbe.httpGet.path"),
+    ({"readinessProbe": {"httpGet": {"port": 80, "scheme": "FTP"}}}, "spec.readinessProbe.httpGet.scheme"),
+    (
+        {"readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "a b", "value": "c"}]}}},
+        "httpHeaders[0].name",
+    ),
+    (
+        {"readinessProbe": {"httpGet": {"port": 80, "httpHeaders": [{"name": "A", "value": "b\r\nC: d"}]}}},
+        "httpHeaders[0].value",
+    ),
+    ({"livenessProbe": {"udpSocket": {"port": 80, "payload": "not base64"}}}, "spec.livenessProbe.udpSocket.payload"),
     ({"hostAliases": [{"ip": "here", "hostnames": ["a"]}]}, "hostAliases.ip is an IPv4 or IPv6 address"),
     ({"hostAliases": [{"ip": "::1", "hostnames": []}]}, "spec.hostAliases[0].hostnames"),
     ({"hostAliases": [{"ip": "::1", "hostnames": ["a b"]}]}, "spec.hostAliases[0].hostnames[0]"),

@@ -20,9 +20,10 @@ from perdure.ledger.database import Connection, Database
 from perdure.ledger.history import HistoryQuery, read_history
 from perdure.ledger.migrate import known_migrations, migrate
 from perdure.ledger.months import LEAST_KEPT_DAYS, keep_months
+from perdure.plan.health import HealthKind
 from perdure.plan.world import Op
 from perdure.reconcile.ports.errors import LedgerUnavailable
-from perdure.reconcile.ports.journal import OperationRow
+from perdure.reconcile.ports.journal import HealthRow, OperationRow
 
 pytestmark = pytest.mark.env
 
@@ -213,6 +214,49 @@ async def test_a_long_reader_makes_the_drop_wait_for_another_day_and_no_writer_w
         await reader.run("reading for long", read)
     await ledger.apply([started(ref("new"), at=now)], NAME_A)
     assert (await keep_months(database, 120)).dropped != ()
+
+
+async def test_health_events_go_by_the_same_months(ledger: PostgresAgentLedger, database: Database) -> None:
+    now = datetime.now(UTC).timestamp()
+    await ledger.apply([HealthRow("old", ref(), HealthKind.EXITED, now)], NAME_A)
+    await execute(
+        database,
+        """
+        SELECT make_health_months((now() - interval '200 days')::date, now()::date);
+        UPDATE health_events
+           SET recorded_at = recorded_at - interval '200 days', happened_at = happened_at - interval '200 days',
+               month = date_trunc('month', (now() - interval '200 days') AT TIME ZONE 'UTC')
+        """,
+    )
+    await ledger.apply([HealthRow("young", ref(), HealthKind.EXITED, now)], NAME_A)
+    ids = sql.SQL("SELECT id FROM health_events ORDER BY id")
+    await keep_months(database, 250)
+    assert [row["id"] for row in await database.rows("reading", ids, {})] == ["old", "young"]
+    dropped = (await keep_months(database, 120)).dropped
+    assert (datetime.now(UTC) - timedelta(days=200)).date().replace(day=1) in dropped
+    assert [row["id"] for row in await database.rows("reading", ids, {})] == ["young"]
+    assert (await keep_months(database, 120)).dropped == ()
+
+
+async def test_agents_of_a_ledger_that_is_brought_up_to_date_may_tell_of_health(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    role = f"agents_{uuid.uuid4().hex[:8]}"
+    every = known_migrations()
+    async with Database(database_url) as database:
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every[:4])
+        await migrate(database)
+        await execute(database, f"CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE ON operations TO {role}")
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        await migrate(database)
+        try:
+            rights = sql.SQL(
+                "SELECT string_agg(privilege_type, ',' ORDER BY privilege_type) AS them FROM pg_class,"
+                " aclexplode(relacl) WHERE oid = 'health_events'::regclass AND grantee = %(role)s::regrole"
+            )
+            assert await database.row("reading", rights, {"role": role}) == {"them": "INSERT,SELECT"}
+        finally:
+            await execute(database, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 # ---------------------------------------------------------------------------------------------- from before

@@ -37,13 +37,18 @@ async def refused(url: str, statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "table", ["operations", "runtimes", "archives", "leases", "ledger_identity", "ports", "bindings"]
+    "table", ["operations", "runtimes", "archives", "leases", "ledger_identity", "ports", "bindings", "health_events"]
 )
 async def test_agents_and_readers_delete_and_drop_nothing(roles: Roles, table: str) -> None:
     for url in (roles.agent, roles.reader):
         await refused(url, f"DELETE FROM {table}")
         await refused(url, f"TRUNCATE {table}")
         await refused(url, f"DROP TABLE {table}")
+
+
+async def test_nobody_changes_a_health_event(roles: Roles) -> None:
+    for url in (roles.agent, roles.reader):
+        await refused(url, "UPDATE health_events SET event = 'container_started'")
 
 
 async def test_a_reader_reads_history_and_overview_and_writes_nothing(roles: Roles) -> None:

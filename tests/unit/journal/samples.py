@@ -5,6 +5,7 @@ from __future__ import annotations
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, Kind, NamespaceUid, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.phases import Phase
+from perdure.plan.health import HealthKind, ProbeKind
 from perdure.plan.world import (
     ArchiveFacts,
     Exit,
@@ -16,7 +17,7 @@ from perdure.plan.world import (
     Source,
     Workspace,
 )
-from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import HealthRow, OperationFinished, OperationRow, OperationStarted
 
 
 def ref(n: int = 1) -> RuntimeRef:
@@ -75,6 +76,10 @@ def record(n: int = 1, operations: int = 0) -> Record:
         force_released=True,
         released=True,
     )
+
+
+def health_row(n: int = 1) -> HealthRow:
+    return HealthRow(f"event-{n}", ref(n), HealthKind.PROBE_FAILED, 3.0, "why “so”\n", ProbeKind.READINESS, 137)
 
 
 def rows(n: int = 1) -> tuple[OperationRow, OperationRow]:

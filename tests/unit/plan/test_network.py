@@ -14,6 +14,7 @@ from perdure.api.network import Network, NetworkMode, NetworkPeer, NetworkPolicy
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState, RestartPolicy, RuntimeSpec, RuntimeStatus
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.health import HealthKind
 from perdure.plan.network import NUMBERS_RETRY_SECONDS
 from perdure.plan.planner import plan
 from perdure.plan.spec_hash import spec_mark
@@ -218,8 +219,10 @@ def test_what_is_wrong_with_a_live_network_is_put_right_without_a_restart(
     facts: SandboxFacts, network: Network, ready: tuple[str, str, str]
 ) -> None:
     seen = world(sandbox=Present(facts), network=network)
-    (repair,) = steps_of(seen)
+    *told, repair = steps_of(seen)
     assert isinstance(repair, RepairNetwork)
+    events = [event.kind for step in told if isinstance(step, Note) for event in step.events]
+    assert events == ([HealthKind.INSPECT_UNHEALTHY] if ready[0] == "False" else [])
     made = plan(seen, NOW)
     assert said(made, ConditionType.READY) == ready
     assert status_of(made).phase == Phase.RUNNING
@@ -299,7 +302,7 @@ def test_another_failure_of_a_live_runtime_leaves_it_ready_and_waits_too() -> No
 
 def test_when_its_time_has_come_it_is_tried_again() -> None:
     seen = world(sandbox=Present(replace(WHOLE, damage="eth0 is down")), failure=failed(retry_at=NOW))
-    assert steps_of(seen) == [RepairNetwork("eth0 is down")]
+    assert steps_of(seen)[-1] == RepairNetwork("eth0 is down")
 
 
 # ---------------------------------------------------------------------------------------------- what is shown

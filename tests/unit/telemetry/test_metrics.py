@@ -42,4 +42,18 @@ def test_no_series_grows_with_the_number_of_runtimes() -> None:
         if field.name != "registry"
         for name in getattr(metrics, field.name)._labelnames
     }
-    assert labels == {"outcome", "place", "step", "op", "code", "direction", "kind", "difference", "phase", "reason"}
+    assert labels == {
+        "outcome",
+        "place",
+        "step",
+        "op",
+        "code",
+        "event",
+        "probe",
+        "result",
+        "direction",
+        "kind",
+        "difference",
+        "phase",
+        "reason",
+    }

@@ -6,13 +6,14 @@ it makes (`rpc`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence, Set
 
 import structlog
 
 from perdure.api.names import ContainerId, RuntimeRef, SnapshotKey
 from perdure.api.runtime import PullPolicy
 from perdure.engine.containerd.containers import Containers
+from perdure.engine.containerd.execs import Execs
 from perdure.engine.containerd.images import Images
 from perdure.engine.containerd.labels import uid_of
 from perdure.engine.containerd.observation import Observer, OomMemory
@@ -31,6 +32,7 @@ from perdure.reconcile.ports.engine import (
     EngineEvent,
     EngineInfo,
     EngineView,
+    Execution,
     Layer,
     Owned,
     nothing_more,
@@ -57,9 +59,11 @@ class ContainerdEngine:
         files = MountedFileStore(settings.state_dir, node.resolv_conf)
         self._containers = Containers(self._services, settings, self._workspaces, files, node)
         self._tasks = Tasks(self._services, settings, self._containers, self._workspaces, self._observer, self._oomed)
+        self._execs = Execs(self._services, settings, self._containers, cgroup2=node.cgroup2)
 
     async def close(self) -> None:
         """End the connection; containers go on running."""
+        await self._execs.close()
         await self._connection.close()
 
     async def info(self) -> EngineInfo:
@@ -108,6 +112,11 @@ class ContainerdEngine:
 
     async def delete_task(self, container: ContainerId) -> None:
         await self._tasks.delete(container)
+
+    async def execute(
+        self, container: ContainerId, command: Sequence[str], seconds: float, secrets: Set[str] = frozenset()
+    ) -> Execution:
+        return await self._execs.run(container, command, seconds, secrets)
 
     async def remove_container(self, container: ContainerId) -> None:
         await self._containers.remove(container)

@@ -10,10 +10,14 @@ from pathlib import Path
 CGROUPS = Path("/sys/fs/cgroup")
 
 
+def folder(cgroup: str, *, cgroup2: bool, root: Path = CGROUPS) -> Path:
+    """Where a cgroup (`/perdure/<id>`) is; on v1 in the memory hierarchy."""
+    return (root if cgroup2 else root / "memory") / cgroup.lstrip("/")
+
+
 def kills(cgroup: str, *, cgroup2: bool, root: Path = CGROUPS) -> int | None:
     """How many processes of a cgroup (`/perdure/<id>`) were killed; None where that cannot be read. Blocking."""
-    relative = cgroup.lstrip("/")
-    file = root / relative / "memory.events" if cgroup2 else root / "memory" / relative / "memory.oom_control"
+    file = folder(cgroup, cgroup2=cgroup2, root=root) / ("memory.events" if cgroup2 else "memory.oom_control")
     try:
         text = file.read_text()
     except OSError:

@@ -36,6 +36,7 @@ from perdure.engine.containerd.rpc import (
 )
 
 SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 RUNC_OPTIONS_TYPE = "containerd.runc.v1.Options"
 
 _CONTAINERS = "containerd.services.containers.v1.Containers"
@@ -148,6 +149,41 @@ class Tasks:
 
     async def delete(self, container: str) -> None:
         await self._rpc.unary(_TASKS, "Delete", deadline=RUNTIME_SECONDS, container_id=container)
+
+    async def exec(self, container: str, exec_id: str, process: bytes, output: str) -> None:
+        """Prepare another process in a running container. `process`: OCI JSON; `output`: path of a FIFO."""
+        await self._rpc.unary(
+            _TASKS,
+            "Exec",
+            deadline=RUNTIME_SECONDS,
+            container_id=container,
+            exec_id=exec_id,
+            stdout=output,
+            stderr=output,
+            spec=packed(PROCESS_TYPE, process),
+        )
+
+    async def start_exec(self, container: str, exec_id: str) -> int:
+        """Its pid, as the engine's host counts them."""
+        answer = await self._rpc.unary(
+            _TASKS, "Start", deadline=RUNTIME_SECONDS, container_id=container, exec_id=exec_id
+        )
+        return int(answer.pid)
+
+    async def wait_exec(self, container: str, exec_id: str, deadline: float) -> int:
+        """Its exit code."""
+        answer = await self._rpc.unary(_TASKS, "Wait", deadline=deadline, container_id=container, exec_id=exec_id)
+        return int(answer.exit_status)
+
+    async def get_exec(self, container: str, exec_id: str) -> Process:
+        answer = await self._rpc.unary(_TASKS, "Get", container_id=container, exec_id=exec_id)
+        return process_from(answer.process)
+
+    async def delete_exec(self, container: str, exec_id: str) -> None:
+        """Only once it has ended. The shim waits up to 10 s for those who still hold its output."""
+        await self._rpc.unary(
+            _TASKS, "DeleteProcess", deadline=RUNTIME_SECONDS, container_id=container, exec_id=exec_id
+        )
 
 
 class Snapshots:

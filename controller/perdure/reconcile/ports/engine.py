@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -91,6 +91,16 @@ class ContainerPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """How a command in a container ended."""
+
+    code: int | None
+    """None: its time was up, and it was killed."""
+    output: str = ""
+    """The beginning of what it printed, both streams; values of secrets are taken out."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A stopped workspace's writable layer on this node's disk: overlay's upperdir, with no overlay mounted on it."""
 
@@ -153,6 +163,15 @@ class Engine(Protocol):
 
     async def delete_task(self, container: ContainerId) -> None:
         """Delete an ended task (a running one is refused). None there: nothing."""
+
+    async def execute(
+        self, container: ContainerId, command: Sequence[str], seconds: float, secrets: Set[str] = frozenset()
+    ) -> Execution:
+        """Run a command beside the main process, as its user, with its environment and limits. When the time is up it
+        is killed, and so are its children. A command that cannot be started has a code above 125, as in a shell.
+
+        `secrets`: names of environment variables whose values must not be in the output. Raises `EngineRefused` where
+        no main process runs."""
 
     async def remove_container(self, container: ContainerId) -> None:
         """Delete the record; refused while it has a task. None there: nothing."""

@@ -14,6 +14,7 @@ from perdure.api.names import (
     Uid,
 )
 from perdure.api.phases import Phase
+from perdure.plan.health import HealthKind, ProbeKind
 from perdure.plan.world import (
     Op,
     Outcome,
@@ -56,6 +57,22 @@ OperationRow = OperationStarted | OperationFinished
 
 
 @dataclass(frozen=True, slots=True)
+class HealthRow:
+    """Something happened to a container. The id is deterministic: written twice, it is one row."""
+
+    id: str
+    ref: RuntimeRef
+    kind: HealthKind
+    at: float
+    message: str = ""
+    probe: ProbeKind | None = None
+    code: int | None = None
+
+
+LedgerRow = OperationRow | HealthRow
+
+
+@dataclass(frozen=True, slots=True)
 class NodeMemory:
     """What the node remembers of the world outside, so that it notices when that world is another one."""
 
@@ -79,12 +96,12 @@ class Journal(Protocol):
         *,
         put: Record | None = None,
         forget: Uid | None = None,
-        rows: Sequence[OperationRow] = (),
+        rows: Sequence[LedgerRow] = (),
         memory: NodeMemory | None = None,
     ) -> None:
         """All of it in one durable append: it is there entirely or not at all."""
 
-    def unsent(self) -> Sequence[OperationRow]:
+    def unsent(self) -> Sequence[LedgerRow]:
         """Rows that the ledger has not confirmed, oldest first."""
 
     async def sent(self, count: int) -> None:

@@ -25,7 +25,7 @@ from perdure.plan.world import (
     LedgerFacts,
     Workspace,
 )
-from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
+from perdure.reconcile.ports.journal import LedgerRow, OperationFinished, OperationStarted
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class AgentLedger(Protocol):
     async def facts(self, ref: RuntimeRef, restore: Restore) -> Certain[LedgerFacts]:
         """Never raises: what cannot be asked is `Unknown`."""
 
-    async def apply(self, rows: Sequence[OperationRow], node: NodeName) -> None:
+    async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         """Write rows in order; one that is there already is left as it is. An `OperationFinished` also moves the
         runtime's row (state, snapshot, image) in the same statement, unless that row is newer."""
 
