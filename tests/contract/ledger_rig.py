@@ -12,13 +12,15 @@ from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTabl
 from tests.integration.ledger.roles import documented_roles
 from tests.integration.ledger.samples import NODE_A, TTL
 
-from perdure.api.names import InstallationId, NodeId
+from perdure.api.names import InstallationId, NodeId, RuntimeRef
+from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import check_schema, migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
+STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
 
 
@@ -30,6 +32,9 @@ class Rig(Protocol):
     def controller(self) -> ControllerLedger: ...
 
     async def let_leases_run_out(self) -> None: ...
+
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        """What the ledger has as a runtime's state, and how many moves it refused."""
 
 
 class PostgresRig:
@@ -48,6 +53,11 @@ class PostgresRig:
     async def let_leases_run_out(self) -> None:
         await self._database.write("expiring leases", EXPIRE, {})
 
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        row = await self._database.row("reading a state", STATE, {"uid": ref.uid})
+        assert row is not None
+        return Phase(row["actual_state"]) if row["actual_state"] else None, row["refused"]
+
 
 class FakeRig:
     def __init__(self) -> None:
@@ -62,6 +72,10 @@ class FakeRig:
 
     async def let_leases_run_out(self) -> None:
         self._now += 10 * TTL
+
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        runtime = self._tables.runtime(ref)
+        return runtime.state, runtime.refused
 
 
 @pytest.fixture(

@@ -13,7 +13,7 @@ from typing import Literal
 from perdure.api.archive import object_name as object_name_of
 from perdure.api.conditions import Reason
 from perdure.api.names import Identity, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
-from perdure.api.phases import Phase
+from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.allotment import (
     DEFAULT_RANGE,
@@ -64,7 +64,9 @@ class RuntimeEntry:
 
     ref: RuntimeRef
     state: Phase | None = None
-    state_at: float | None = None
+    counted: tuple[float, int] | None = None
+    """Which journal counted the newest finished operation, and as what."""
+    refused: int = 0
     snapshot_key: SnapshotKey | None = None
     released: bool = False
     force_release_reason: str | None = None
@@ -293,8 +295,13 @@ class FakeAgentLedger(_Fake):
         runtime = self.tables.runtime(row.ref)
         if runtime.released:
             return
-        if runtime.state_at is None or runtime.state_at <= row.at:
-            runtime.state, runtime.state_at = row.after, row.at
+        counted = row.numbered_from, row.n
+        if runtime.counted is None or runtime.counted[0] != counted[0] or runtime.counted[1] <= counted[1]:
+            if may_follow(runtime.state, row.after):
+                runtime.state = row.after
+            else:
+                runtime.refused += 1
+            runtime.counted = counted
             runtime.snapshot_key = row.snapshot_key or runtime.snapshot_key
         else:
             runtime.snapshot_key = runtime.snapshot_key or row.snapshot_key

@@ -1,7 +1,8 @@
 """Operations and what they do to a runtime's row, as SQL: the state change and the operation's row are one statement.
 
 Rows may come twice and in any order: an operation is completed once, what is there is never changed, and a runtime's
-row is moved only by a newer operation. That the runtime had data (`snapshot_key`) is kept whatever the order.
+state is moved only by a newer operation of the same life and only along an edge of the table of phases, both compared
+and set in the one statement. That the runtime had data (`snapshot_key`) is kept whatever the order.
 """
 
 from __future__ import annotations
@@ -61,35 +62,42 @@ RETURNING id
 _MOVE_RUNTIME = """
 INSERT INTO runtimes AS runtime (
     installation, uid, namespace_uid, kind, namespace, name, node_name,
-    actual_state, state_at, container, image, snapshot_key, released_at, released_by
+    actual_state, numbered_from, operation_n, container, image, snapshot_key, released_at, released_by
 )
 SELECT %(installation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
-       %(after)s, to_timestamp(%(at)s), %(container)s, %(image)s, %(snapshot_key)s,
+       %(after)s, %(numbered_from)s, %(n)s, %(container)s, %(image)s, %(snapshot_key)s,
        CASE WHEN %(release)s THEN now() END, CASE WHEN %(release)s THEN %(id)s END
 {source}
 ON CONFLICT (installation, uid) DO UPDATE
-   SET actual_state = CASE WHEN {newer} THEN excluded.actual_state ELSE runtime.actual_state END,
+   SET actual_state = CASE WHEN {newer} AND {edge} THEN excluded.actual_state ELSE runtime.actual_state END,
+       refused = runtime.refused + CASE WHEN {newer} AND NOT {edge} THEN 1 ELSE 0 END,
        node_name = CASE WHEN {newer} THEN excluded.node_name ELSE runtime.node_name END,
        image = CASE WHEN {newer} THEN COALESCE(excluded.image, runtime.image) ELSE runtime.image END,
        snapshot_key = CASE WHEN {newer} THEN COALESCE(excluded.snapshot_key, runtime.snapshot_key)
                            ELSE COALESCE(runtime.snapshot_key, excluded.snapshot_key) END,
        container = excluded.container,
-       state_at = GREATEST(runtime.state_at, excluded.state_at),
+       numbered_from = CASE WHEN {newer} THEN excluded.numbered_from ELSE runtime.numbered_from END,
+       operation_n = CASE WHEN {newer} THEN excluded.operation_n ELSE runtime.operation_n END,
        released_at = excluded.released_at, released_by = excluded.released_by,
        version = runtime.version + 1, updated_at = now()
  WHERE runtime.released_at IS NULL
 """
-_NEWER = "(runtime.state_at IS NULL OR runtime.state_at <= excluded.state_at)"
+_NEWER = (
+    """(runtime.numbered_from IS DISTINCT FROM excluded.numbered_from OR runtime.operation_n <= excluded.operation_n)"""
+)
+_EDGE = """(runtime.actual_state IS NULL OR runtime.actual_state = excluded.actual_state OR EXISTS (
+           SELECT FROM phase_edges AS edge
+            WHERE edge.before = runtime.actual_state AND edge.after = excluded.actual_state))"""
 
 FINISHED = sql.SQL(
     f"WITH finished AS ({_FINISHED.format(fence='NULL', source='')})"
-    + _MOVE_RUNTIME.format(newer=_NEWER, source="FROM finished")
+    + _MOVE_RUNTIME.format(newer=_NEWER, edge=_EDGE, source="FROM finished")
 )
 """Without a lease: an operation that is there already, finished, moves nothing."""
 
 FINISH = sql.SQL(
     f"WITH {HELD}, finished AS ({_FINISHED.format(fence='held.fence', source='FROM held')}),"
-    f" moved AS ({_MOVE_RUNTIME.format(newer=_NEWER, source='FROM held')})"
+    f" moved AS ({_MOVE_RUNTIME.format(newer=_NEWER, edge=_EDGE, source='FROM held')})"
     " SELECT EXISTS (SELECT FROM held) AS held"
 )
 """Under a lease, and with the release of the life if it is over. A repetition moves the runtime's row again: the first
@@ -124,6 +132,8 @@ def finished_parameters(
         "snapshot_key": row.snapshot_key,
         "container": row.ref.container_id,
         "at": row.at,
+        "numbered_from": row.numbered_from,
+        "n": row.n,
         "release": release,
     }
 

@@ -72,6 +72,8 @@ class OperationSteps:
             message=step.message,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=workspace.image if workspace else "",
+            numbered_from=record.numbered_from,
+            n=record.operations,
         )
         closed = replace(
             record,
@@ -119,6 +121,8 @@ class OperationSteps:
             message=answer.message,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=image,
+            numbered_from=record.numbered_from,
+            n=record.operations,
         )
         await self._hands.journal.commit(put=replace(record, last_request=answer), rows=(started, finished))
         self._hands.outbox.poke()
