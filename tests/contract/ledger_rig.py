@@ -12,13 +12,15 @@ from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTabl
 from tests.integration.ledger.roles import documented_roles
 from tests.integration.ledger.samples import NODE_A, TTL
 
-from perdure.api.names import InstallationId, NodeId
+from perdure.api.names import InstallationId, NodeId, RuntimeRef
+from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import check_schema, migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
+STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
 
 HEALTH_EVENTS = sql.SQL("SELECT uid, event, probe, exit_code, message FROM health_events ORDER BY happened_at")
@@ -35,6 +37,9 @@ class Rig(Protocol):
 
     async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
         """(uid, event, probe, exit code, message) of every row, by when it happened."""
+
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        """What the ledger has as a runtime's state, and how many moves it refused."""
 
 
 class PostgresRig:
@@ -57,6 +62,11 @@ class PostgresRig:
         rows = await self._database.rows("reading health events", HEALTH_EVENTS, {})
         return [(row["uid"], row["event"], row["probe"], row["exit_code"], row["message"]) for row in rows]
 
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        row = await self._database.row("reading a state", STATE, {"uid": ref.uid})
+        assert row is not None
+        return Phase(row["actual_state"]) if row["actual_state"] else None, row["refused"]
+
 
 class FakeRig:
     def __init__(self) -> None:
@@ -75,6 +85,10 @@ class FakeRig:
     async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
         rows = sorted(self._tables.health_events.values(), key=lambda row: row.at)
         return [(row.ref.uid, row.kind.value, row.probe, row.code, row.message or None) for row in rows]
+
+    async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
+        runtime = self._tables.runtime(ref)
+        return runtime.state, runtime.refused
 
 
 @pytest.fixture(

@@ -23,7 +23,7 @@ from tests.integration.ledger.samples import (
 
 from perdure.api.conditions import Reason
 from perdure.api.names import NamespaceUid, NodeId, OperationId, RuntimeRef
-from perdure.api.phases import Phase
+from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Present
 from perdure.plan.world import LedgerFacts, Op
@@ -90,11 +90,11 @@ async def test_a_finished_operation_with_a_snapshot_is_proof_of_data(rig: Rig) -
 
 async def test_that_there_was_data_is_never_forgotten(rig: Rig) -> None:
     ledger = rig.agent()
-    await ledger.apply([finished(ref(), 1, at=50, snapshot_key="key-1")], NAME_A)
-    await ledger.apply([finished(ref(), 2, at=60)], NAME_A)
+    await ledger.apply([finished(ref(), 1, snapshot_key="key-1")], NAME_A)
+    await ledger.apply([finished(ref(), 2)], NAME_A)
     assert (await known(ledger, ref())).data_seen == "key-1"
-    await ledger.apply([finished(ref(), 3, at=70, snapshot_key="key-2")], NAME_A)
-    await ledger.apply([finished(ref(), 4, at=40, snapshot_key="key-0")], NAME_A)
+    await ledger.apply([finished(ref(), 4, snapshot_key="key-2")], NAME_A)
+    await ledger.apply([finished(ref(), 3, snapshot_key="key-0")], NAME_A)
     assert (await known(ledger, ref())).data_seen == "key-2"
 
 
@@ -103,6 +103,34 @@ async def test_the_newest_data_is_that_of_the_later_generation_also_when_the_clo
     await ledger.apply([finished(ref(), 1, at=400, snapshot_key="key-9")], NAME_A)
     await ledger.apply([finished(ref(), 2, at=100, snapshot_key="key-10")], NAME_A)
     assert (await known(ledger, ref())).data_seen == "key-10"
+
+
+async def test_the_order_of_operations_is_their_nodes_count_and_not_a_clock(rig: Rig) -> None:
+    ledger = rig.agent()
+    await ledger.apply([finished(ref(), 1, at=1000.0)], NAME_A)
+    assert await rig.state(ref()) == (Phase.RUNNING, 0)
+    await ledger.apply([finished(ref(), 2, at=700.0, after=Phase.STOPPED, snapshot_key="key-2")], NAME_A)
+    assert await rig.state(ref()) == (Phase.STOPPED, 0), "a clock that was put back five minutes"
+    assert (await known(ledger, ref())).data_seen == "key-2"
+    await ledger.apply([finished(ref(), 1, at=2000.0)], NAME_A)
+    assert await rig.state(ref()) == (Phase.STOPPED, 0), "a row that comes twice"
+    lost = finished(ref(), 1, at=1.0, after=Phase.REMOVED, numbered_from=2.0)
+    await ledger.apply([replace(lost, id=OperationId("after a loss of the journal"))], NAME_A)
+    assert await rig.state(ref()) == (Phase.REMOVED, 0), "a journal that was lost begins to count anew"
+
+
+async def test_a_state_moves_along_the_edges_of_the_table_alone(rig: Rig) -> None:
+    ledger = rig.agent()
+    n, refused = 0, 0
+    for before in Phase:
+        for after in Phase:
+            life = ref(f"{before}-{after}")
+            await ledger.apply([finished(life, n + 1, after=before), finished(life, n + 2, after=after)], NAME_A)
+            expected = (after, 0) if may_follow(before, after) else (before, 1)
+            assert await rig.state(life) == expected
+            refused += expected[1]
+            n += 2
+    assert refused > 10
 
 
 async def test_rows_may_come_twice_and_in_any_order(rig: Rig) -> None:

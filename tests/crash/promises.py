@@ -161,6 +161,9 @@ class Promises:
                 self._break(f"{at} is reserved for {port.uid}, whose object is gone")
         if survivors.disk.unsent:
             self._break("P7: rows did not reach the ledger")
+        for runtime in self._survivors.tables.runtimes.values():
+            if runtime.refused:
+                self._break(f"the ledger refused {runtime.refused} moves of {runtime.ref} that are on no edge")
         self.raise_broken()
 
     def _check_health_events(self) -> None:

@@ -23,7 +23,7 @@ from perdure.api.names import (
     Uid,
     generation,
 )
-from perdure.api.phases import Phase
+from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.allotment import (
     DEFAULT_RANGE,
@@ -76,7 +76,9 @@ class RuntimeEntry:
 
     ref: RuntimeRef
     state: Phase | None = None
-    state_at: float | None = None
+    counted: tuple[float, int] | None = None
+    """Which journal counted the newest finished operation, and as what."""
+    refused: int = 0
     snapshot_key: SnapshotKey | None = None
     released: bool = False
     force_release_reason: str | None = None
@@ -310,8 +312,13 @@ class FakeAgentLedger(_Fake):
         runtime = self.tables.runtime(row.ref)
         if runtime.released:
             return
-        if runtime.state_at is None or runtime.state_at <= row.at:
-            runtime.state, runtime.state_at = row.after, row.at
+        counted = row.numbered_from, row.n
+        if runtime.counted is None or runtime.counted[0] != counted[0] or runtime.counted[1] <= counted[1]:
+            if may_follow(runtime.state, row.after):
+                runtime.state = row.after
+            else:
+                runtime.refused += 1
+            runtime.counted = counted
         keys = (key for key in (runtime.snapshot_key, row.snapshot_key) if key is not None)
         runtime.snapshot_key = max(keys, key=generation, default=None)
         runtime.released = release

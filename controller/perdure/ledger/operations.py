@@ -1,8 +1,9 @@
 """Operations and what they do to a runtime's row, as SQL: the state change and the operation's row are one statement.
 
 Rows may come twice and in any order: an operation is completed once, what is there is never changed, and a runtime's
-row is moved only by a newer operation. That the runtime had data (`snapshot_key`) is kept whatever the order, and of two
-snapshots the later generation, whatever the clocks.
+state is moved only by a newer operation of the same life and only along an edge of the table of phases, both compared
+and set in the one statement. That the runtime had data (`snapshot_key`) is kept whatever the order, and of two snapshots
+the later generation.
 """
 
 from __future__ import annotations
@@ -64,32 +65,40 @@ RETURNING id
 _MOVE_RUNTIME = """
 INSERT INTO runtimes AS runtime (
     installation, uid, namespace_uid, kind, namespace, name, node_name,
-    actual_state, state_at, container, image, snapshot_key, released_at, released_by
+    actual_state, numbered_from, operation_n, container, image, snapshot_key, released_at, released_by
 )
 SELECT %(installation)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
-       %(after)s, to_timestamp(%(at)s), %(container)s, %(image)s, %(snapshot_key)s,
+       %(after)s, %(numbered_from)s, %(n)s, %(container)s, %(image)s, %(snapshot_key)s,
        CASE WHEN %(release)s THEN now() END, CASE WHEN %(release)s THEN %(id)s END
 {source}
 ON CONFLICT (installation, uid) DO UPDATE
-   SET actual_state = CASE WHEN {newer} THEN excluded.actual_state ELSE runtime.actual_state END,
+   SET actual_state = CASE WHEN {newer} AND {edge} THEN excluded.actual_state ELSE runtime.actual_state END,
+       refused = runtime.refused + CASE WHEN {newer} AND NOT {edge} THEN 1 ELSE 0 END,
        node_name = CASE WHEN {newer} THEN excluded.node_name ELSE runtime.node_name END,
        image = CASE WHEN {newer} THEN COALESCE(excluded.image, runtime.image) ELSE runtime.image END,
        snapshot_key = CASE WHEN {generation_known} >= {generation_told} THEN runtime.snapshot_key
                            ELSE COALESCE(excluded.snapshot_key, runtime.snapshot_key) END,
        container = excluded.container,
-       state_at = GREATEST(runtime.state_at, excluded.state_at),
+       numbered_from = CASE WHEN {newer} THEN excluded.numbered_from ELSE runtime.numbered_from END,
+       operation_n = CASE WHEN {newer} THEN excluded.operation_n ELSE runtime.operation_n END,
        released_at = excluded.released_at, released_by = excluded.released_by,
        version = runtime.version + 1, updated_at = now()
  WHERE runtime.released_at IS NULL
 """
 _GENERATION = "COALESCE(substring({row}.snapshot_key from '[0-9]+$')::numeric, -1)"
 """Generations only rise, and no key is used twice: which data is the newest does not hang on a clock."""
-_NEWER = "(runtime.state_at IS NULL OR runtime.state_at <= excluded.state_at)"
+_NEWER = (
+    "(runtime.numbered_from IS DISTINCT FROM excluded.numbered_from OR runtime.operation_n <= excluded.operation_n)"
+)
+"""As the node's journal counted; one that was lost has begun anew."""
+_EDGE = """(runtime.actual_state IS NULL OR runtime.actual_state = excluded.actual_state OR EXISTS (
+           SELECT FROM phase_edges AS edge
+            WHERE edge.before = runtime.actual_state AND edge.after = excluded.actual_state))"""
 
 
 def _moved(source: str) -> str:
     known, told = (_GENERATION.format(row=row) for row in ("runtime", "excluded"))
-    return _MOVE_RUNTIME.format(newer=_NEWER, generation_known=known, generation_told=told, source=source)
+    return _MOVE_RUNTIME.format(newer=_NEWER, edge=_EDGE, generation_known=known, generation_told=told, source=source)
 
 
 FINISHED = sql.SQL(f"WITH finished AS ({_FINISHED.format(fence='NULL', source='')})" + _moved("FROM finished"))
@@ -133,6 +142,8 @@ def finished_parameters(
         "snapshot_key": row.snapshot_key,
         "container": row.ref.container_id,
         "at": row.at,
+        "numbered_from": row.numbered_from,
+        "n": row.n,
         "release": release,
     }
 

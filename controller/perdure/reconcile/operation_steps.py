@@ -108,6 +108,8 @@ class OperationSteps:
             message=step.message,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=workspace.image if workspace else "",
+            numbered_from=record.numbered_from,
+            n=record.operations,
         )
         closed = replace(
             record,
@@ -148,7 +150,16 @@ class OperationSteps:
         started = OperationStarted(
             id_, ref, Op.DISPOSE, source, at, before, image, correlation(world, source, request=None)
         )
-        finished = OperationFinished(id_, ref, at, Outcome.SUCCESS, before or Phase.REMOVED, message=step.message)
+        finished = OperationFinished(
+            id_,
+            ref,
+            at,
+            Outcome.SUCCESS,
+            before or Phase.REMOVED,
+            message=step.message,
+            numbered_from=since,
+            n=record.operations + 1,
+        )
         await self._hands.journal.commit(forget=ref.uid, rows=(started, finished))
         self._hands.outbox.poke()
         log.info("record_disposed", runtime=str(ref), uid=ref.uid, message=step.message)
@@ -177,6 +188,8 @@ class OperationSteps:
             message=answer.message,
             snapshot_key=workspace.key if workspace and workspace.prepared else None,
             image=image,
+            numbered_from=record.numbered_from,
+            n=record.operations,
         )
         await self._hands.journal.commit(put=replace(record, last_request=answer), rows=(started, finished))
         self._hands.outbox.poke()

@@ -185,6 +185,8 @@ class Reconciler:
             message=str(error)[:1024],
             snapshot_key=workspace.key if workspace is not None and workspace.prepared else None,
             image=workspace.image if workspace is not None else "",
+            numbered_from=record.numbered_from,
+            n=record.operations,
         )
         try:
             await loop.journal.commit(put=replace(record, operation=None, phase=after), rows=(row,))

@@ -32,9 +32,11 @@ def finished(
     after: Phase = Phase.RUNNING,
     snapshot_key: str | None = None,
     message: str = "",
+    numbered_from: float = 1.0,
 ) -> OperationFinished:
-    key = SnapshotKey(snapshot_key) if snapshot_key else None
-    return OperationFinished(OperationId(f"{of.uid}/{n}"), of, at, Outcome.SUCCESS, after, "", message, key, "image:1")
+    """The `n`-th operation, as the journal that began to count at `numbered_from` has it."""
+    id_, key = OperationId(f"{of.uid}/{n}"), SnapshotKey(snapshot_key) if snapshot_key else None
+    return OperationFinished(id_, of, at, Outcome.SUCCESS, after, "", message, key, "image:1", numbered_from, n)
 
 
 def workspace(of: RuntimeRef, n: int = 1) -> Workspace:

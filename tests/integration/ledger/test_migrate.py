@@ -9,6 +9,7 @@ import pytest
 from psycopg import sql
 
 from perdure.api.names import InstallationId
+from perdure.api.phases import EDGES, Phase
 from perdure.ledger import migrate as migrate_module
 from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.identity import read_identity
@@ -109,3 +110,11 @@ async def test_a_role_that_may_not_make_tables_is_told_so(database_url: str) -> 
                     await migrate(database)
         finally:
             await owner.write("dropping it", sql.SQL("DROP ROLE {}").format(sql.Identifier(role)), {})  # type: ignore[arg-type]
+
+
+async def test_the_ledger_has_the_edges_of_the_table_of_phases(database_url: str) -> None:
+    async with Database(database_url) as database:
+        await migrate(database)
+        rows = await database.rows("reading edges", sql.SQL("SELECT before, after FROM phase_edges"), {})
+    found = {(row["before"], row["after"]) for row in rows}
+    assert found == {(before.value, after.value) for before in Phase for after in EDGES[before]}

@@ -51,6 +51,9 @@ class OperationFinished:
     snapshot_key: SnapshotKey | None = None
     image: str = ""
     """The image whose layers the snapshot stands on."""
+    numbered_from: float = 0.0
+    n: int = 0
+    """Which operation of its life it is, as `Record` counts: by this rows are in order, whatever clocks say."""
 
 
 OperationRow = OperationStarted | OperationFinished
