@@ -56,6 +56,9 @@ NODES = {NODE_A: NAME_A, NODE_B: NAME_B}
 Row = tuple[bool, bool, Phase | None, int | None]
 """Of an operation: whether it is begun, whether it is finished, its phase after, its fence."""
 
+State = tuple[Phase, int]
+"""Of a life: its phase after the newest operation, and how many moves were refused because they are on no edge."""
+
 
 class Played(Protocol):
     """A ledger that a machine plays on."""
@@ -64,6 +67,7 @@ class Played(Protocol):
     def controller(self) -> ControllerLedger: ...
     async def pass_time(self, seconds: float) -> None: ...
     async def operations(self) -> dict[OperationId, Row]: ...
+    async def states(self) -> dict[Uid, State]: ...
 
 
 class FakePlayed:
@@ -85,6 +89,10 @@ class FakePlayed:
             id_: (entry.started_at is not None, entry.finished_at is not None, entry.after, entry.fence)
             for id_, entry in self._tables.operations.items()
         }
+
+    async def states(self) -> dict[Uid, State]:
+        rows = self._tables.runtimes.items()
+        return {uid: (row.state, row.refused) for uid, row in rows if row.state is not None}
 
 
 class PostgresPlayed:
@@ -124,6 +132,14 @@ class PostgresPlayed:
             for row in rows
         }
 
+    async def states(self) -> dict[Uid, State]:
+        statement = sql.SQL(
+            "SELECT uid, actual_state, refused FROM runtimes"
+            " WHERE installation = %(installation)s AND actual_state IS NOT NULL"
+        )
+        rows = await self._database.rows("reading states", statement, self._here())
+        return {Uid(row["uid"]): (Phase(row["actual_state"]), row["refused"]) for row in rows}
+
     def _here(self) -> dict[str, object]:
         return {"installation": self._installation}
 
@@ -134,6 +150,19 @@ class Life:
 
     snapshot_key: SnapshotKey | None = None
     released: bool = False
+    state: Phase | None = None
+    counted: tuple[float, int] = (0.0, 0)
+    refused: int = 0
+
+    def move(self, row: OperationFinished) -> None:
+        """Along an edge, and by a newer operation than the last one, as one journal counts."""
+        if row.numbered_from == self.counted[0] and row.n < self.counted[1]:
+            return
+        self.counted = row.numbered_from, row.n
+        if self.state is None or row.after == self.state or row.after in EDGES[self.state]:
+            self.state = row.after
+        else:
+            self.refused += 1
 
 
 @dataclass(slots=True)
@@ -182,6 +211,7 @@ class Model:
             return
         keys = (key for key in (life.snapshot_key, row.snapshot_key) if key is not None)
         life.snapshot_key = max(keys, key=generation, default=None)
+        life.move(row)
         life.released = release
 
     def facts(self, of: RuntimeRef) -> LedgerFacts:
@@ -351,8 +381,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 self.model.begin(row.id, None)
 
     def _end(self, of: RuntimeRef, n: int, at: float, key: str | None, draw: some.DataObject) -> OperationFinished:
-        after = draw.draw(some.sampled_from(sorted(EDGES[Phase.PENDING])))
-        return finished(of, n, at=at, after=after, snapshot_key=key and f"{of.uid}-{key}")
+        after, journal = draw.draw(some.sampled_from(Phase)), draw.draw(some.sampled_from((1.0, 1.0, 1.0, 2.0)))
+        return finished(of, n, at=at, after=after, snapshot_key=key and f"{of.uid}-{key}", numbered_from=journal)
 
     # ------------------------------------------------------------------------------------------ archives
 
@@ -446,6 +476,8 @@ class LedgerMachine(RuleBasedStateMachine):
             facts = self.run(self.agents[NODE_B].facts(of, Restore()))
             assert facts == Present(self.model.facts(of))
         assert self.run(self.played.operations()) == self.model.operations
+        moved = {uid: life for uid, life in self.model.lives.items() if life.state is not None}
+        assert self.run(self.played.states()) == {uid: (life.state, life.refused) for uid, life in moved.items()}
 
     @invariant()
     def the_highest_fence_is_known(self) -> None:
