@@ -176,7 +176,16 @@ def test_a_process_that_was_killed_for_memory_is_told_so(stage: Stage, kubectl: 
     runtime = stage.runtime(kubectl, "hungry", command=sh(line)).apply()
     eventually(runtime.status, "it was started again", lambda status: status.get("restarts") == 1)
     runtime.wait_ready()
-    told(stage, runtime, [STARTED, ("container_oom", None, 137), ("container_exited", None, 137), STARTED])
+    told(stage, runtime, [STARTED, ("container_oom", None, None), ("container_exited", None, 137), STARTED])
+
+
+def test_a_child_that_was_killed_for_memory_is_told_too(stage: Stage, kubectl: Kubectl) -> None:
+    runtime = stage.runtime(kubectl, "parent", command=sh(WAITS)).apply().wait_ready()
+    process = runtime.process()
+    runtime.run("tail /dev/zero || true")
+    told(stage, runtime, [STARTED, ("container_oom", None, None)])
+    assert runtime.process() == process
+    runtime.wait_ready()
 
 
 def test_probes_that_hang_delay_no_other(stage: Stage, kubectl: Kubectl) -> None:

@@ -118,7 +118,7 @@ class FakeMachine:
             return
         if code != 137:
             self._write(self.snapshots[task.key])
-        task.facts = TaskFacts(TaskState.STOPPED, task.facts.pid, Exit(code, self.now(), oom))
+        task.facts = TaskFacts(TaskState.STOPPED, task.facts.pid, Exit(code, self.now(), oom), int(oom))
         if not asked:
             self.unasked.append(self.containers[container].plan.ref.uid)
         self.tell(self.containers[container].plan.ref.uid, "/tasks/exit")

@@ -286,7 +286,7 @@ class Draw:
         )
 
     def observed(self) -> Observed:
-        task = TaskFacts(self.of(tuple(TaskState)), 42, self.maybe(0.7, self.exit()))
+        task = TaskFacts(self.of(tuple(TaskState)), 42, self.maybe(0.7, self.exit()), self.of((0, 0, 1, 5)))
         return Observed(
             container=self.certain(ContainerFacts(REF.container_id, self.of(KEYS), self.mark())),
             task=self.certain(task),

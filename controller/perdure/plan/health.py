@@ -6,7 +6,7 @@ Health events end in the ledger's `health_events`. Each kind has one owner, the 
 |-----------------------|----------------------------------------------------------------|
 | container_started     | `running.healthy` and the step that starts a task              |
 | container_exited      | `running.process_ended`, of an end that nobody asked for       |
-| container_oom         | `running.process_ended`, beside the exit that it caused        |
+| container_oom         | `memory`, also where the main process lives on                 |
 | container_disappeared | `running.process_ended`, of a task on record that is not there |
 | inspect_unhealthy     | `network.network_is_whole`, of a live process                  |
 | probe_failed          | `probes.results_count`                                         |
@@ -90,6 +90,10 @@ class Health:
     """Why the task is ended by us: its startup or liveness probe failed."""
     failing: tuple[ProbeKind, ...] = ()
     """Probes that were told to have failed, and not yet to have recovered; outlives the task."""
+    ooms: int = 0
+    """Kills for want of memory that were told."""
+    oom_at: float = 0.0
+    """When."""
     damage: str = ""
     """What was found wrong with the live container and told, until it is found whole again."""
 

@@ -9,6 +9,7 @@ from perdure.api.phases import Phase
 from perdure.plan import cleanup
 from perdure.plan.certainty import Present, Unknown
 from perdure.plan.health import HealthEvent, HealthKind
+from perdure.plan.memory import kills_told
 from perdure.plan.network import has_another_network
 from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
 from perdure.plan.restart import judge
@@ -90,9 +91,7 @@ def _incidents(scene: Scene, exit_: Exit) -> tuple[HealthEvent, ...]:
         gone = "its main process is on record as running, and the engine knows neither it nor how it ended"
         return (HealthEvent(HealthKind.DISAPPEARED, gone),)
     ended = HealthEvent(HealthKind.EXITED, "killed for want of memory" if exit_.oom else "", code=exit_.code)
-    if not exit_.oom:
-        return (ended,)
-    return HealthEvent(HealthKind.OOM, "the kernel killed it at its memory limit", code=exit_.code), ended
+    return *kills_told(scene), ended
 
 
 def _stopped_by_wish(scene: Scene) -> bool:

@@ -7,7 +7,7 @@ data, then everything that could touch or use it.
 from __future__ import annotations
 
 from perdure.api.runtime import Runtime
-from perdure.plan import cleanup, data, first_rules, network, probes, requests, running, stopping
+from perdure.plan import cleanup, data, first_rules, memory, network, probes, requests, running, stopping
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import Plan
 from perdure.plan.view import StatusDraft
@@ -34,6 +34,7 @@ _RULES: tuple[Rule, ...] = (
     network.network_fits,
     running.container_fits,
     running.task_runs,
+    memory.kills_are_told,
     probes.results_count,
     network.network_is_whole,
 )

@@ -79,6 +79,8 @@ class TaskFacts:
     state: TaskState
     pid: int
     exit: Exit | None = None
+    ooms: int = 0
+    """How many of its processes the kernel is known to have killed for want of memory."""
 
 
 OWN_NAMESPACE = NetworkPolicy()

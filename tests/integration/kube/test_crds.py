@@ -236,6 +236,8 @@ async def test_explain_tells_of_defaults_and_values(kubectl: Kubectl, kind: Kind
     assert "ENUM:" in told
     assert "Removed" in told
     assert "cleaned up" in told
+    probe = await asyncio.to_thread(kubectl, "explain", f"{kind.plural}.spec.livenessProbe.udpSocket")
+    assert "any answer in time is success" in " ".join(probe.split())
 
 
 async def test_archive_can_only_be_marked_to_be_retained(user: User) -> None:

@@ -174,7 +174,8 @@ def test_a_startup_probe_that_is_added_to_what_is_ready_asks_no_more() -> None:
 
 def ended_by_itself(exit_: Exit | None) -> ReapTask:
     found = any_world()
-    task: Certain[TaskFacts] = Absent() if exit_ is None else Present(TaskFacts(TaskState.STOPPED, 42, exit_))
+    ooms = int(exit_ is not None and exit_.oom)
+    task: Certain[TaskFacts] = Absent() if exit_ is None else Present(TaskFacts(TaskState.STOPPED, 42, exit_, ooms))
     *_, reap = plan(replace(found, observed=replace(found.observed, task=task)), NOW).steps
     assert isinstance(reap, ReapTask)
     return reap
@@ -184,8 +185,28 @@ def test_an_end_that_nobody_asked_for_is_told_as_what_it_was() -> None:
     assert [event.kind for event in ended_by_itself(Exit(3, NOW)).events] == [HealthKind.EXITED]
     assert [event.kind for event in ended_by_itself(Exit(0, NOW)).events] == [HealthKind.EXITED]
     oom = ended_by_itself(Exit(137, NOW, oom=True)).events
-    assert [(event.kind, event.code) for event in oom] == [(HealthKind.OOM, 137), (HealthKind.EXITED, 137)]
+    assert [(event.kind, event.code) for event in oom] == [(HealthKind.OOM, None), (HealthKind.EXITED, 137)]
     assert [event.kind for event in ended_by_itself(None).events] == [HealthKind.DISAPPEARED]
+
+
+def test_a_child_that_was_killed_for_memory_is_told_at_most_once_a_minute_with_how_many_it_were() -> None:
+    def seen(ooms: int, health: Health = NO_HEALTH) -> World:
+        found = any_world()
+        alive = Present(TaskFacts(TaskState.RUNNING, 42, ooms=ooms))
+        return replace(found, record=replace(found.record, health=health), observed=replace(found.observed, task=alive))
+
+    (note,) = plan(seen(1), NOW).steps
+    assert isinstance(note, Note)
+    assert [(event.kind, event.message) for event in note.events] == [
+        (HealthKind.OOM, "the kernel killed a process of it at its memory limit")
+    ]
+    health = note.record.health
+    assert plan(seen(1, health), NOW + 3600).steps == (), "once"
+    assert plan(seen(0, health), NOW + 3600).steps == (), "an agent that was started again does not know of it"
+    assert plan(seen(500, health), NOW + 59).steps == ()
+    (again,) = plan(seen(500, health), NOW + 60).steps
+    assert isinstance(again, Note)
+    assert again.events[0].message == "the kernel killed 499 processes of it at its memory limit"
 
 
 @pytest.mark.parametrize("wish", [{"desired_state": "Stopped"}, {"args": ("other",)}])

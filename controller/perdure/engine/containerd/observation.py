@@ -110,16 +110,19 @@ class Observer:
         if state is None:
             return Unknown(f"containerd does not know the state of task {container}; its shim does not answer")
         if state is not TaskState.STOPPED:
-            return Present(TaskFacts(state=state, pid=process.pid))
+            # A file is read only where the engine said that there is something to read.
+            ooms = await self._ooms(container) if container in self._oomed else 0
+            return Present(TaskFacts(state=state, pid=process.pid, ooms=ooms))
         at = process.exited_at if process.exited_at is not None else time.time()
-        oomed = process.exit_status != 0 and await self._was_oom_killed(container)
-        return Present(TaskFacts(state=state, pid=process.pid, exit=Exit(process.exit_status, at, oomed)))
+        ooms = await self._ooms(container) if process.exit_status != 0 else 0
+        ended = Exit(process.exit_status, at, oom=ooms > 0)
+        return Present(TaskFacts(state=state, pid=process.pid, exit=ended, ooms=ooms))
 
-    async def _was_oom_killed(self, container: str) -> bool:
-        if container in self._oomed:
-            return True
+    async def _ooms(self, container: str) -> int:
+        """How many were killed, by the cgroup while it is there; at least the one that the engine told of."""
         cgroup = f"{self._settings.cgroup_parent.rstrip('/')}/{container}"
-        return bool(await asyncio.to_thread(oom.kills, cgroup, cgroup2=self._cgroup2))
+        counted = await asyncio.to_thread(oom.kills, cgroup, cgroup2=self._cgroup2)
+        return max(counted or 0, int(container in self._oomed))
 
     async def _task_without_record(self, container: ContainerId) -> Certain[TaskFacts]:
         """A task can outlive its record; only the list shows it then.
