@@ -109,7 +109,7 @@ class PostgresAgentLedger:
     async def acquire(self, key: str, ttl: float) -> Lease:
         """`ttl` in seconds. If an answer was lost, the repetition takes over what the first try took."""
         asked_at = self._monotonic()
-        token = secrets.token_hex(_TOKEN_BYTES)
+        token = _new_token(key)
         row = await self._database.row(
             f"taking the lease {key}",
             leases.ACQUIRE,
@@ -275,3 +275,14 @@ class PostgresAgentLedger:
             },
         )
         return row is not None and row["held"]
+
+
+def _new_token(key: str) -> str:
+    """Raises `PortError` where no random bytes can be had: a token that others can have, too, would protect nothing."""
+    try:
+        return secrets.token_hex(_TOKEN_BYTES)
+    except (OSError, NotImplementedError) as error:
+        raise PortError(
+            f"taking the lease {key}: no random bytes for its token can be had from this machine: {error}",
+            reason=Reason.INTERNAL_ERROR,
+        ) from error
