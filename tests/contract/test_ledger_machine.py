@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
-from tests.contract.ledger_machine import FakePlayed, LedgerMachine, Played, PostgresPlayed
+from tests.contract.ledger_machine import LedgerMachine
+from tests.contract.ledger_model import FakePlayed, Played, PostgresPlayed
 
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import migrate

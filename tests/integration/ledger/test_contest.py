@@ -9,7 +9,7 @@ from tests.integration.ledger.contest.play import Contest, play
 
 pytestmark = pytest.mark.env
 
-RUNTIMES, CASES, HOLDERS = 100, 250, 3
+RUNTIMES, CASES, HOLDERS = 80, 160, 3
 
 
 async def test_competing_holders_clean_up_each_life_once_in_time_and_with_a_trace(
