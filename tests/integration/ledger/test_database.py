@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import time
 import traceback
@@ -285,16 +284,6 @@ async def test_a_lease_ends_for_its_holder_no_later_than_for_the_database(databa
             assert row is not None
             assert lease.expires_at + wall_minus_monotonic <= float(row["at"]) + 0.005
             lease = await agent(database).renew(lease, 2 * TTL)
-
-
-async def test_without_random_bytes_nothing_is_leased(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(_count: int) -> str:
-        raise NotImplementedError("no random source")
-
-    monkeypatch.setattr(secrets, "token_hex", broken)
-    async with Database(f"postgresql://user@/perdure?host={tmp_path}", HASTY) as database:
-        with pytest.raises(PortError, match=r"taking the lease key: no random bytes .*: no random source"):
-            await agent(database).acquire("key", TTL)
 
 
 @pytest.mark.env
