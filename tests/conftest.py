@@ -15,12 +15,25 @@ from pathlib import Path
 import psycopg
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from rig.clients import Ctr, Kubectl, Services
 from rig.containerd import cgroups_named, end_cgroup, unmount_below
 from rig.images import write_samples
 
 ADVICE = 'run the tests with hack/test, or start services first: eval "$(hack/env up)"'
+
+# The same examples every time, or many new ones (`HYPOTHESIS_PROFILE=thorough`); how long one takes is no test's business.
+settings.register_profile(
+    "steady",
+    derandomize=True,
+    max_examples=500,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
