@@ -114,6 +114,7 @@ class ArchiveEntry:
     published: bool = False
     unpublished: bool = False
     put_away: bool = False
+    removing: bool = False
 
 
 @dataclass(slots=True)
@@ -171,7 +172,7 @@ class LedgerTables:
         found = (
             entry.facts
             for entry in reversed(self.verified(ref.identity))
-            if entry.put_away
+            if (entry.put_away or entry.removing)
             and this is not None
             and (entry.facts.uid, entry.facts.snapshot_key) == (ref.uid, this.snapshot_key)
         )
@@ -259,6 +260,11 @@ class FakeAgentLedger(_Fake):
                     and self.tables.put_away(other.ref) is None
                 ),
                 put_away=self.tables.put_away(ref),
+                unfinished=tuple(
+                    entry.id
+                    for entry in self.tables.operations.values()
+                    if entry.ref.uid == ref.uid and entry.started_at is not None and entry.finished_at is None
+                ),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
             )
         )
@@ -474,6 +480,23 @@ class FakeAgentLedger(_Fake):
     async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
         self._before("purgeable")
         return tuple(entry.facts for entry in self.tables.purgeable(identity))
+
+    async def announce_removal(self, sequence: int, lease: Lease) -> None:
+        self._before("announce_removal")
+        self._check(lease)
+        entry = self.tables.archives.get(sequence)
+        if entry is None or entry.state != "verified":
+            raise LedgerUnavailable(f"announcing that the snapshot of archive {sequence} is removed: there is none")
+        entry.removing = True
+        self._after("announce_removal")
+
+    async def take_removal_back(self, ref: RuntimeRef, key: SnapshotKey, lease: Lease) -> None:
+        self._before("take_removal_back")
+        self._check(lease)
+        for entry in self.tables.archives.values():
+            if (entry.ref, entry.facts.snapshot_key) == (ref, key) and not entry.put_away:
+                entry.removing = False
+        self._after("take_removal_back")
 
     async def put_away(self, sequence: int, lease: Lease) -> None:
         self._before("put_away")
