@@ -187,7 +187,8 @@ SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM entered) AS done
 USE_UP = sql.SQL("""
 SELECT max(drawn) FROM (
     SELECT nextval('archive_sequences') AS drawn
-      FROM generate_series(1, GREATEST(0, %(sequence)s - (SELECT last_value FROM archive_sequences)))
+      FROM archive_sequences AS so_far,
+           generate_series(1, %(sequence)s - CASE WHEN so_far.is_called THEN so_far.last_value ELSE 0 END)
 ) AS used_up
 """)
 
