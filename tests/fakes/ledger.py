@@ -166,6 +166,13 @@ class LedgerTables:
             if entry.state != "purged" and not entry.facts.retain and entry.ref.identity == identity
         ]
 
+    def unfinished(self, uid: Uid) -> tuple[OperationId, ...]:
+        """Oldest first."""
+        rows = [row for row in self.operations.values() if row.ref.uid == uid and row.finished_at is None]
+        return tuple(
+            row.id for row in sorted(rows, key=lambda row: row.started_at or 0.0) if row.started_at is not None
+        )
+
     def put_away(self, ref: RuntimeRef) -> ArchiveFacts | None:
         """What holds the newest data of this life that is known."""
         this = self.runtimes.get(ref.uid)
@@ -260,11 +267,7 @@ class FakeAgentLedger(_Fake):
                     and self.tables.put_away(other.ref) is None
                 ),
                 put_away=self.tables.put_away(ref),
-                unfinished=tuple(
-                    entry.id
-                    for entry in self.tables.operations.values()
-                    if entry.ref.uid == ref.uid and entry.started_at is not None and entry.finished_at is None
-                ),
+                unfinished=self.tables.unfinished(ref.uid),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
             )
         )

@@ -36,7 +36,7 @@ from perdure.api.runtime import (
 )
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import same_process, spec_mark
-from perdure.plan.steps import CloseForgotten, Dispose, StartTask, Step
+from perdure.plan.steps import CloseForgotten, Dispose, KeepWorkspace, StartTask, Step
 from perdure.plan.view import stamp
 from perdure.plan.world import (
     OWN_NAMESPACE,
@@ -210,7 +210,9 @@ def test_the_lives_come_to_every_end_and_through_every_step() -> None:
     """Else the property above would say little."""
     drawn = [life for seed in range(500) for _, life in some_lives(seed)]
     steps = {line.partition("(")[0] for life in drawn for line in life.story}
-    assert steps >= {step.__name__ for step in get_args(Step)} - {Dispose.__name__, CloseForgotten.__name__}
+    # What is too seldom here, or not in the model, is in the stories of the crash matrix.
+    elsewhere = {step.__name__ for step in (CloseForgotten, Dispose, KeepWorkspace)}
+    assert steps >= {step.__name__ for step in get_args(Step)} - elsewhere
     ends = {life.truth.runtime.status.phase for life in drawn if life.truth.runtime is not None}
     assert ends >= {Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED}
     gone = [life.truth for life in drawn if life.truth.desired == Gone()]

@@ -143,6 +143,7 @@ class OperationSteps:
             OperationFinished(id_, ref, at, Outcome.SUPERSEDED, step.after, message=message) for id_ in step.operations
         ]
         await self._hands.journal.commit(rows=rows)
+        self._hands.outbox.poke()
         await self._hands.outbox.flush()
         log.info("forgotten_operations_closed", runtime=str(ref), uid=ref.uid, count=len(rows))
 
