@@ -430,6 +430,52 @@ async def test_data_that_was_put_away_is_known_until_newer_data_is(rig: Rig) -> 
     assert (await known(ledger, ref())).put_away is None
 
 
+async def test_data_is_known_to_be_put_away_from_when_its_removal_was_announced_until_that_is_taken_back(
+    rig: Rig,
+) -> None:
+    ledger = rig.agent()
+    lease = await ledger.acquire("key", TTL)
+    mine, other = await archived(ledger, ref(), lease, "1"), await archived(ledger, ref("uid-2"), lease, "2")
+    key = mine.snapshot_key
+    await ledger.apply([finished(ref(), snapshot_key=key)], NAME_A)
+    for facts in (mine, other):
+        await ledger.announce_removal(facts.sequence, lease)
+        await ledger.announce_removal(facts.sequence, lease)
+    assert (await known(ledger, ref())).put_away == mine
+    assert (await known(ledger, ref("uid-9"))).unarchived == ()
+    await ledger.take_removal_back(ref(), key, lease)
+    await ledger.take_removal_back(ref(), key, lease)
+    assert (await known(ledger, ref())).put_away is None
+    assert (await known(ledger, ref("uid-9"))).unarchived == ("uid-1",)
+    await ledger.announce_removal(mine.sequence, lease)
+    await ledger.put_away(mine.sequence, lease)
+    await ledger.take_removal_back(ref(), key, lease)
+    assert (await known(ledger, ref())).put_away == mine, "it is gone, and that is not taken back"
+
+
+async def test_only_the_removal_of_what_is_archived_is_announced_and_only_under_a_lease(rig: Rig) -> None:
+    ledger = rig.agent()
+    stale = await ledger.acquire("key", TTL)
+    lease = await ledger.acquire("key", TTL)
+    writing = await ledger.begin_archive(OperationId("1"), ref(), workspace(ref()), NODE_A, lease)
+    good = await archived(ledger, ref(), lease, "2")
+    for sequence in (writing, 4711):
+        with pytest.raises(LedgerUnavailable):
+            await ledger.announce_removal(sequence, lease)
+    with pytest.raises(StaleFence):
+        await ledger.announce_removal(good.sequence, stale)
+    with pytest.raises(StaleFence):
+        await ledger.take_removal_back(ref(), good.snapshot_key, stale)
+
+
+async def test_what_was_begun_and_has_no_end_is_known(rig: Rig) -> None:
+    ledger = rig.agent()
+    await ledger.apply([started(ref(), 1, at=20), started(ref(), 2, at=10), started(ref("uid-2"), 3)], NAME_A)
+    assert (await known(ledger, ref())).unfinished == ("uid-1/2", "uid-1/1")
+    await ledger.apply([finished(ref(), 2)], NAME_A)
+    assert (await known(ledger, ref())).unfinished == ("uid-1/1",)
+
+
 async def test_only_a_verified_archive_can_have_data_put_away(rig: Rig) -> None:
     ledger = rig.agent()
     lease = await ledger.acquire("key", TTL)

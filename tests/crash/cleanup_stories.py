@@ -126,6 +126,12 @@ def answered(id_: str, outcome: str, code: str, goal: Goal) -> Goal:
     return reached
 
 
+def lose_journal_and_die(survivors: Survivors) -> None:
+    lose_journal(survivors)
+    if survivors.process is not None:
+        survivors.process.die()
+
+
 def vanish(survivors: Survivors) -> None:
     """The object is gone from one moment to the next, and nobody was seen deleting it: etcd was put back."""
     if KEY in survivors.cluster.runtimes:
@@ -339,6 +345,54 @@ CLEANUP_STORIES: tuple[Story, ...] = (
             Stage(request_cleanup("3"), answered("3", "success", "", cleaned_up())),
         ),
         tried_from=2,
+    ),
+    Story(
+        "the journal is lost right after the layer was removed",
+        (
+            Stage(create(NOTHING_OLD), running),
+            Stage(STOP, cleaned_up(), during="engine.remove_workspace", when="after", interrupt=lose_journal_and_die),
+            BACK,
+        ),
+        varies=ABOUT_ARCHIVES | {"records"},
+        tried_from=1,
+    ),
+    Story(
+        "the journal is lost right before the layer is removed",
+        (
+            Stage(create(NOTHING_OLD), running),
+            Stage(
+                STOP, cleaned_up(None), during="engine.remove_workspace", when="before", interrupt=lose_journal_and_die
+            ),
+            BACK,
+        ),
+        varies=ABOUT_ARCHIVES | {"records"},
+        tried_from=1,
+    ),
+    Story(
+        "the journal is lost right before the layer is removed, and it is wanted again",
+        (
+            Stage(create(NOTHING_OLD), running),
+            Stage(
+                STOP,
+                running_after(2),
+                during="engine.remove_workspace",
+                when="before",
+                interrupt=both(RUN, lose_journal_and_die),
+            ),
+            Stage(process_crashes(), running_after(3)),
+        ),
+        varies=ABOUT_ARCHIVES | {"records", "objects"},
+        tried_from=1,
+    ),
+    Story(
+        "the journal is lost right after the layer was removed in a deletion",
+        (
+            START,
+            Stage(delete, gone, during="engine.remove_workspace", when="after", interrupt=lose_journal_and_die),
+            Stage(create(), running_after(2)),
+        ),
+        varies=ABOUT_ARCHIVES,
+        tried_from=1,
     ),
     Story("removed twice", (START, Stage(REMOVE, cleaned_up()), BACK, Stage(REMOVE, cleaned_up(2))), tried_from=1),
     Story(

@@ -116,6 +116,7 @@ class ArchiveEntry:
     published: bool = False
     unpublished: bool = False
     put_away: bool = False
+    removing: bool = False
 
 
 @dataclass(slots=True)
@@ -168,13 +169,20 @@ class LedgerTables:
             if entry.state != "purged" and not entry.facts.retain and entry.ref.identity == identity
         ]
 
+    def unfinished(self, uid: Uid) -> tuple[OperationId, ...]:
+        """Oldest first."""
+        rows = [row for row in self.operations.values() if row.ref.uid == uid and row.finished_at is None]
+        return tuple(
+            row.id for row in sorted(rows, key=lambda row: row.started_at or 0.0) if row.started_at is not None
+        )
+
     def put_away(self, ref: RuntimeRef) -> ArchiveFacts | None:
         """What holds the newest data of this life that is known."""
         this = self.runtimes.get(ref.uid)
         found = (
             entry.facts
             for entry in reversed(self.verified(ref.identity))
-            if entry.put_away
+            if (entry.put_away or entry.removing)
             and this is not None
             and (entry.facts.uid, entry.facts.snapshot_key) == (ref.uid, this.snapshot_key)
         )
@@ -262,6 +270,7 @@ class FakeAgentLedger(_Fake):
                     and self.tables.put_away(other.ref) is None
                 ),
                 put_away=self.tables.put_away(ref),
+                unfinished=self.tables.unfinished(ref.uid),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
             )
         )
@@ -480,6 +489,23 @@ class FakeAgentLedger(_Fake):
     async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
         self._before("purgeable")
         return tuple(entry.facts for entry in self.tables.purgeable(identity))
+
+    async def announce_removal(self, sequence: int, lease: Lease) -> None:
+        self._before("announce_removal")
+        self._check(lease)
+        entry = self.tables.archives.get(sequence)
+        if entry is None or entry.state != "verified":
+            raise LedgerUnavailable(f"announcing that the snapshot of archive {sequence} is removed: there is none")
+        entry.removing = True
+        self._after("announce_removal")
+
+    async def take_removal_back(self, ref: RuntimeRef, key: SnapshotKey, lease: Lease) -> None:
+        self._before("take_removal_back")
+        self._check(lease)
+        for entry in self.tables.archives.values():
+            if (entry.ref, entry.facts.snapshot_key) == (ref, key) and not entry.put_away:
+                entry.removing = False
+        self._after("take_removal_back")
 
     async def put_away(self, sequence: int, lease: Lease) -> None:
         self._before("put_away")

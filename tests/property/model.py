@@ -33,6 +33,7 @@ from perdure.plan.steps import (
     Answer,
     ArchiveWorkspace,
     Begin,
+    CloseForgotten,
     CreateContainer,
     CreateSandbox,
     Dispose,
@@ -40,6 +41,7 @@ from perdure.plan.steps import (
     Finish,
     Forget,
     Ground,
+    KeepWorkspace,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -101,6 +103,7 @@ class Archive:
     writes: int = 0
     operation: OperationId | None = None
     put_away: bool = False
+    removing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,12 +213,14 @@ def _ledger(truth: Truth, record: Record, snapshots: tuple[SnapshotFacts, ...]) 
             restore = runtime.spec.restore
             half_restored = any(snapshot.gate is not None for snapshot in snapshots)
             to_run = runtime.spec.desired_state is DesiredState.RUNNING
-            due = workspace is None and (to_run or record.phase is None or half_restored)
+            lost = workspace is None and (to_run or record.phase is None or half_restored)
+            due = lost or (workspace is not None and workspace.removal_announced)
         case Terminating(runtime):
             restore = runtime.spec.restore
             begun = record.operation is not None and record.operation.op is Op.PURGE
             purging = begun or runtime.spec.deletion_policy is DeletionPolicy.PURGE
-            due = not record.released and (workspace is None or not workspace.prepared or purging)
+            undecided = workspace is None or not workspace.prepared or workspace.removal_announced
+            due = not record.released and (undecided or purging)
         case _:
             due = not record.released and not record.force_released
     return Present(ledger_facts(truth, restore)) if due else NOT_ASKED
@@ -239,7 +244,7 @@ def _put_away(truth: Truth) -> ArchiveFacts | None:
     kept = (
         archive.facts
         for archive in truth.archives.values()
-        if archive.put_away and archive.facts.snapshot_key == truth.data_seen
+        if (archive.put_away or archive.removing) and archive.facts.snapshot_key == truth.data_seen
     )
     return next(kept, None)
 
@@ -264,6 +269,10 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
             return (replace(truth, record=noted),)
         case Answer(answer):
             return (replace(truth, record=replace(record, last_request=answer)),)
+        case CloseForgotten():
+            return (truth,)
+        case KeepWorkspace():
+            return _keep_workspace(step, truth, record)
         case RecordPutAway():
             return _record_put_away(step, truth, record)
         case Forget() | Dispose():
@@ -297,7 +306,7 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
         case ArchiveWorkspace():
             return _archive(truth)
         case RemoveWorkspace():
-            return (_remove_workspace(step, truth, record),)
+            return _remove_workspace(step, truth, record)
         case PurgeArchives():
             assert record.operation is not None
             assert record.operation.op is Op.PURGE
@@ -392,6 +401,7 @@ def _adopt(step: AdoptSnapshot, truth: Truth) -> Truth:
         prepared=True,
         gate=step.gate,
         ever_started=step.gate is None,
+        removal_announced=step.removal_announced,
     )
     return replace(truth, record=replace(record, newest_n=max(record.newest_n, found.n), workspace=workspace))
 
@@ -485,8 +495,9 @@ def _archive(truth: Truth) -> tuple[Truth, ...]:
     return kept, replace(kept, record=replace(record, workspace=replace(workspace, archived=facts)))
 
 
-def _remove_workspace(step: RemoveWorkspace, truth: Truth, record: Record) -> Truth:
+def _remove_workspace(step: RemoveWorkspace, truth: Truth, record: Record) -> tuple[Truth, ...]:
     """The executor's last look at the grounds, as assertions."""
+    before: tuple[Truth, ...] = ()
     workspace, operation = record.workspace, record.operation
     assert operation is not None
     assert operation.committed
@@ -503,7 +514,23 @@ def _remove_workspace(step: RemoveWorkspace, truth: Truth, record: Record) -> Tr
             assert workspace.archived is not None
             archive, snapshot = truth.archives[workspace.archived.sequence], truth.snapshots[step.key]
             assert (archive.lineage, archive.writes) == (snapshot.lineage, snapshot.writes)
-    return replace(truth, snapshots={key: found for key, found in truth.snapshots.items() if key != step.key})
+            noted = replace(truth, record=replace(record, workspace=replace(workspace, removal_announced=True)))
+            sequence = workspace.archived.sequence
+            truth = replace(noted, archives={**truth.archives, sequence: replace(archive, removing=True)})
+            before = (noted, truth)
+    left = {key: found for key, found in truth.snapshots.items() if key != step.key}
+    return (*before, replace(truth, snapshots=left))
+
+
+def _keep_workspace(step: KeepWorkspace, truth: Truth, record: Record) -> tuple[Truth, ...]:
+    assert record.workspace is not None
+    assert record.workspace.key == step.key
+    archives = {
+        sequence: replace(archive, removing=archive.removing and archive.facts.snapshot_key != step.key)
+        for sequence, archive in truth.archives.items()
+    }
+    told = replace(truth, archives=archives)
+    return told, replace(told, record=replace(record, workspace=replace(record.workspace, removal_announced=False)))
 
 
 def _record_put_away(step: RecordPutAway, truth: Truth, record: Record) -> tuple[Truth, ...]:

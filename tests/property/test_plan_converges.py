@@ -36,7 +36,7 @@ from perdure.api.runtime import (
 )
 from perdure.plan.ports import host_ports, numbers_of
 from perdure.plan.spec_hash import same_process, spec_mark
-from perdure.plan.steps import Dispose, StartTask, Step
+from perdure.plan.steps import CloseForgotten, Dispose, KeepWorkspace, StartTask, Step
 from perdure.plan.view import stamp
 from perdure.plan.world import (
     OWN_NAMESPACE,
@@ -177,9 +177,10 @@ def _ends_gone(life: Life, began: Truth, truth: Truth) -> None:
     purging = any("PURGE" in line or "Purge" in line for line in story)
     last = life.look_and_plan()
     if last is not None and last.waiting is not None:
-        # The journal was lost after the snapshot was removed: nobody can tell that from data that is missing.
+        # The journal was lost after a purge removed the snapshot: nobody can tell that from data that is missing.
         assert last.waiting.reason is Reason.DATA_MISSING, story
-        assert any(line.startswith("RemoveWorkspace") for line in story[: story.index("_journal_is_lost")]), story
+        removals = [line for line in story[: story.index("_journal_is_lost")] if line.startswith("RemoveWorkspace")]
+        assert any("PURGE" in line or "NEVER_STARTED" in line for line in removals), story
         assert purging or truth.written is None or truth.written in kept, story
         return
     assert truth.desired == Gone(), story
@@ -209,7 +210,9 @@ def test_the_lives_come_to_every_end_and_through_every_step() -> None:
     """Else the property above would say little."""
     drawn = [life for seed in range(500) for _, life in some_lives(seed)]
     steps = {line.partition("(")[0] for life in drawn for line in life.story}
-    assert steps >= {step.__name__ for step in get_args(Step)} - {Dispose.__name__}
+    # What is too seldom here, or not in the model, is in the stories of the crash matrix.
+    elsewhere = {step.__name__ for step in (CloseForgotten, Dispose, KeepWorkspace)}
+    assert steps >= {step.__name__ for step in get_args(Step)} - elsewhere
     ends = {life.truth.runtime.status.phase for life in drawn if life.truth.runtime is not None}
     assert ends >= {Phase.RUNNING, Phase.STOPPED, Phase.REMOVED, Phase.FAILED}
     gone = [life.truth for life in drawn if life.truth.desired == Gone()]

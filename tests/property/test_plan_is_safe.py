@@ -246,6 +246,7 @@ def test_a_task_starts_only_on_the_right_snapshot_and_behind_an_open_gate(drawn:
         workspace, snapshots, task = world.record.workspace, world.observed.snapshots, world.observed.task
         assert workspace is not None
         assert workspace.gate is None
+        assert not workspace.removal_announced
         assert workspace.key == step.key
         assert isinstance(snapshots, Present)
         (snapshot,) = (snapshot for snapshot in snapshots.it if snapshot.key == workspace.key)

@@ -244,6 +244,7 @@ class Draw:
             restored_from=self.maybe(0.2, "br-hermes-7"),
             ever_started=self.chance(0.6),
             archived=self.maybe(0.4, self.archive()),
+            removal_announced=self.chance(0.3),
         )
 
     def record(self) -> Record:

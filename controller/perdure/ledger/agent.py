@@ -12,7 +12,7 @@ from psycopg.rows import DictRow
 
 from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
-from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, Uid
+from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.runtime import Restore
 from perdure.ledger import catalogue, health, leases, operations, ports
 from perdure.ledger.database import Connection, Database
@@ -64,6 +64,7 @@ class PostgresAgentLedger:
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,
                 unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
                 put_away=catalogue.archive_facts(row["put_away"]) if row["put_away"] else None,
+                unfinished=tuple(OperationId(id_) for id_ in row["unfinished"]),
                 purgeable=tuple(row["purgeable"]),
             )
         )
@@ -197,6 +198,17 @@ class PostgresAgentLedger:
                 f"{doing}: the catalogue has that sequence as {row['state'] or 'unknown'}, not as this archive being "
                 "written; the snapshot is kept and archived anew"
             )
+
+    async def announce_removal(self, sequence: int, lease: Lease) -> None:
+        doing = f"announcing that the snapshot of archive {sequence} is removed"
+        parameters = {"installation": self._installation, "sequence": sequence}
+        row = await self._fenced(doing, catalogue.ANNOUNCE_REMOVAL, parameters, lease)
+        if not row["done"]:
+            raise LedgerUnavailable(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}, not as verified")
+
+    async def take_removal_back(self, ref: RuntimeRef, key: SnapshotKey, lease: Lease) -> None:
+        parameters = {**operations.identity_parameters(self._installation, ref), "snapshot_key": key}
+        await self._fenced(f"keeping snapshot {key} of {ref}", catalogue.TAKE_REMOVAL_BACK, parameters, lease)
 
     async def put_away(self, sequence: int, lease: Lease) -> None:
         doing = f"recording that a clean-up left the data in archive {sequence}"

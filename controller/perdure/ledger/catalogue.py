@@ -49,6 +49,27 @@ SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM verified) AS done,
        (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
 """)
 
+ANNOUNCE_REMOVAL = sql.SQL(f"""
+WITH {HELD}, announced AS (
+    UPDATE archives SET removing_at = COALESCE(removing_at, now())
+      FROM held
+     WHERE installation = %(installation)s AND sequence = %(sequence)s AND state = 'verified'
+    RETURNING sequence
+)
+SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM announced) AS done,
+       (SELECT state FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
+""")
+
+TAKE_REMOVAL_BACK = sql.SQL(f"""
+WITH {HELD}, kept AS (
+    UPDATE archives SET removing_at = NULL
+      FROM held
+     WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+       AND uid = %(uid)s AND snapshot_key = %(snapshot_key)s AND removing_at IS NOT NULL AND put_away_at IS NULL
+)
+SELECT EXISTS (SELECT FROM held) AS held
+""")
+
 PUT_AWAY = sql.SQL(f"""
 WITH {HELD}, put_away AS (
     UPDATE archives SET put_away_at = COALESCE(put_away_at, now())
@@ -166,7 +187,8 @@ SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM entered) AS done
 USE_UP = sql.SQL("""
 SELECT max(drawn) FROM (
     SELECT nextval('archive_sequences') AS drawn
-      FROM generate_series(1, GREATEST(0, %(sequence)s - (SELECT last_value FROM archive_sequences)))
+      FROM archive_sequences AS so_far,
+           generate_series(1, %(sequence)s - CASE WHEN so_far.is_called THEN so_far.last_value ELSE 0 END)
 ) AS used_up
 """)
 
@@ -188,7 +210,7 @@ KEPT = """
 (SELECT to_jsonb(kept) FROM archives AS kept
   WHERE kept.installation = %(installation)s AND kept.namespace_uid = %(namespace_uid)s
     AND kept.kind = %(kind)s AND kept.name = %(name)s AND kept.uid = %(uid)s AND kept.state = 'verified'
-    AND kept.put_away_at IS NOT NULL AND kept.snapshot_key = this.snapshot_key
+    AND COALESCE(kept.put_away_at, kept.removing_at) IS NOT NULL AND kept.snapshot_key = this.snapshot_key
   ORDER BY kept.sequence DESC LIMIT 1)
 """
 """What was put away, unless data is known that came after it: no snapshot's key is used twice."""
@@ -208,8 +230,13 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
                                  WHERE held.installation = other.installation AND held.uid = other.uid
                                    AND held.namespace_uid = other.namespace_uid AND held.kind = other.kind
                                    AND held.name = other.name AND held.state = 'verified'
-                                   AND held.put_away_at IS NOT NULL AND held.snapshot_key = other.snapshot_key)
+                                   AND COALESCE(held.put_away_at, held.removing_at) IS NOT NULL
+                                   AND held.snapshot_key = other.snapshot_key)
               ORDER BY other.created_at, other.uid) AS unarchived,
+       ARRAY(SELECT forgotten.id FROM operations AS forgotten
+              WHERE forgotten.installation = %(installation)s AND forgotten.uid = %(uid)s
+                AND forgotten.finished_at IS NULL AND forgotten.started_at IS NOT NULL
+              ORDER BY forgotten.started_at) AS unfinished,
        ARRAY(SELECT old.sequence FROM archives AS old
               WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
                 AND old.kind = %(kind)s AND old.name = %(name)s AND old.state <> 'purged' AND NOT old.retain

@@ -14,8 +14,10 @@ from perdure.plan.requests import is_halted
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.steps import (
     AdoptSnapshot,
+    CloseForgotten,
     EnsureImage,
     Finish,
+    KeepWorkspace,
     Note,
     Plan,
     PrepareWorkspace,
@@ -30,6 +32,7 @@ from perdure.plan.world import (
     Op,
     Outcome,
     PutAway,
+    SnapshotFacts,
     Source,
 )
 
@@ -42,12 +45,14 @@ def orphan_is_adopted(scene: Scene) -> Plan | None:
         return None
     newest = max(scene.snapshots, key=lambda snapshot: snapshot.n)
     if newest.gate is None:
-        return scene.under(Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, None))
+        return scene.under(
+            Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, None, may_be_announced(scene, newest))
+        )
     match scene.world.observed.ledger:
         case Present(it=LedgerFacts(latest=latest, named=named, put_away=put_away)):
             for archive in (latest, named, put_away):
                 if archive is not None and archive.sequence == newest.gate:
-                    return scene.under(Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, archive))
+                    return scene.under(Op.ADOPT, Source.AUTO_RECONCILE, AdoptSnapshot(newest, archive, False))
             return scene.block(
                 Reason.ARCHIVE_NOT_FOUND,
                 f"archive {newest.gate} was being restored into {newest.key} and is not in the catalogue any more",
@@ -58,6 +63,41 @@ def orphan_is_adopted(scene: Scene) -> Plan | None:
                 "an unfinished restore was found; the ledger must say from which archive",
                 until=scene.now + UNDECIDED_RETRY_SECONDS,
             )
+
+
+def may_be_announced(scene: Scene, found: SnapshotFacts) -> bool:
+    """Whether the ledger may have it that this snapshot, which is there, is about to be removed."""
+    match scene.world.observed.ledger:
+        case Present(it=LedgerFacts(put_away=archive)):
+            return archive is not None and archive.snapshot_key == found.key
+        case _:
+            return True
+
+
+def forgotten_operations_are_closed(scene: Scene) -> Plan | None:
+    """The journal was lost while something was under way: the history gets its end, then it is looked at anew."""
+    ledger, record = scene.world.observed.ledger, scene.record
+    adopted = record.workspace is not None and record.workspace.removal_announced
+    if not isinstance(ledger, Present) or (record.operations and not adopted):
+        return None
+    own = record.operation.id if record.operation is not None else None
+    forgotten = tuple(id_ for id_ in ledger.it.unfinished if id_ != own)
+    if not forgotten:
+        return None
+    shown = next((phase for phase in Phase if phase == scene.runtime.status.phase), Phase.PENDING)
+    return Plan(steps=(CloseForgotten(forgotten, shown),))
+
+
+def removal_is_taken_back(scene: Scene) -> Plan | None:
+    """What was to be removed is to be used again, or somebody uses it already: first that is said where it was announced."""
+    workspace = scene.workspace
+    if workspace is None or not workspace.removal_announced:
+        return None
+    here = any(snapshot.key == workspace.key for snapshot in scene.snapshots)
+    to_run = not scene.runtime.terminating and scene.runtime.spec.desired_state is DesiredState.RUNNING
+    if here and (scene.task is not None or (to_run and not is_halted(scene))):
+        return scene.do(KeepWorkspace(workspace.key))
+    return None
 
 
 def known_put_away(scene: Scene) -> ArchiveFacts | None:
@@ -92,12 +132,14 @@ def put_away_is_remembered(scene: Scene) -> Plan | None:
 
 
 def _wait_for_who_knows(scene: Scene) -> Plan | None:
-    """Nothing is on record, and the status shows an archive of this life: what that means only the ledger can say."""
-    shown, ledger = scene.runtime.status.last_archive, scene.world.observed.ledger
+    """Nothing is on record, and the status shows an archive or data of this life: what that means only the ledger can
+    say."""
+    status, ledger = scene.runtime.status, scene.world.observed.ledger
+    shown = status.last_archive or status.snapshot_key
     if shown is None or scene.record.phase is not None or isinstance(ledger, Present):
         return None
     until = scene.now + UNDECIDED_RETRY_SECONDS
-    message = f"the ledger must say whether the data of this runtime is in archive {shown}"
+    message = f"the ledger must say whether the data of this runtime was archived; its status shows {shown}"
     return Plan(wake_at=until, waiting=Waiting(Reason.LEDGER_UNAVAILABLE, message, until))
 
 

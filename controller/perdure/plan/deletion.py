@@ -219,7 +219,9 @@ def _orphan_becomes_workspace(scene: Scene) -> Plan | None:
         return None
     newest = max(scene.snapshots, key=lambda snapshot: snapshot.n)
     if newest.gate is None:
-        return scene.under(_op(scene), _source(scene), AdoptSnapshot(newest, None))
+        return scene.under(
+            _op(scene), _source(scene), AdoptSnapshot(newest, None, data.may_be_announced(scene, newest))
+        )
     half_restored = Workspace(newest.key, newest.n, newest.image, newest.image_digest, newest.chain_id, prepared=True)
     known = replace(scene.record, workspace=half_restored, newest_n=max(scene.record.newest_n, newest.n))
     return scene.do(
@@ -338,8 +340,10 @@ _RULES: tuple[Rule, ...] = (
     _force_release,
     _frozen,
     _failed_lately,
+    data.forgotten_operations_are_closed,
     _purge,
     _orphan_becomes_workspace,
+    data.removal_is_taken_back,
     _task_was_there,
     _nothing_to_preserve,
     _data_is_missing,
@@ -355,6 +359,7 @@ _RULES_WHEN_GONE: tuple[Rule, ...] = (
     _failed_lately,
     _purge,
     _orphan_becomes_workspace,
+    data.removal_is_taken_back,
     _task_was_there,
     _nothing_to_preserve,
     _data_is_missing,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from perdure.api.conditions import Reason
-from perdure.api.names import ContainerId, SnapshotKey
+from perdure.api.names import ContainerId, OperationId, SnapshotKey
 from perdure.api.phases import Phase
 from perdure.api.request import RequestId
 from perdure.api.runtime import PullPolicy, RuntimeStatus
@@ -88,6 +88,21 @@ class RecordPutAway:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseForgotten:
+    """End operations in the ledger that the node's journal, which was lost, does not know any more."""
+
+    operations: tuple[OperationId, ...]
+    after: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class KeepWorkspace:
+    """Take back in the ledger that this snapshot is about to be removed: something is to be started on it."""
+
+    key: SnapshotKey
+
+
+@dataclass(frozen=True, slots=True)
 class Dispose:
     """Drop the record of a life that has nothing on this node and no object any more: a whole operation in one row.
 
@@ -124,6 +139,8 @@ class AdoptSnapshot:
 
     snapshot: SnapshotFacts
     gate: ArchiveFacts | None
+    removal_announced: bool
+    """As far as anybody can tell now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +240,8 @@ Step = (
     | Note
     | Answer
     | RecordPutAway
+    | CloseForgotten
+    | KeepWorkspace
     | Dispose
     | Forget
     | EnsureImage

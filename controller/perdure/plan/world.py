@@ -161,7 +161,10 @@ class LedgerFacts:
     unarchived: tuple[Uid, ...] = ()
     """Other lives of the identity whose data is known and neither archived nor purged."""
     put_away: ArchiveFacts | None = None
-    """What the newest data of this uid was archived as before a clean-up removed it from the node."""
+    """What the newest data of this uid was archived as before it was removed from the node, or before its removal was
+    announced: the data is in it if the snapshot is gone."""
+    unfinished: tuple[OperationId, ...] = ()
+    """Operations of this uid that were begun and have no end."""
     purgeable: tuple[int, ...] = ()
     """Sequences of the identity's archives (any state but purged) that are not marked to be retained."""
 
@@ -245,6 +248,9 @@ class Workspace:
     """Journalled before the first task starts: until then nothing of a container's can be in it."""
     archived: ArchiveFacts | None = None
     """A verified archive of exactly this snapshot as it is now; cleared (and journalled) before any later start."""
+    removal_announced: bool = False
+    """The ledger was told, or may have been, that this snapshot is about to be removed: before anything is started on
+    it, that is taken back there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.plan.operations import DURABLE
-from perdure.plan.steps import AdoptSnapshot, Ground, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
+from perdure.plan.steps import AdoptSnapshot, Ground, KeepWorkspace, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
 from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
 from perdure.reconcile.hands import Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
@@ -61,6 +61,7 @@ class DataSteps:
             gate=step.gate,
             # Nobody remembers whether a task ran on it: it is treated as holding data.
             ever_started=step.gate is None,
+            removal_announced=step.removal_announced,
         )
         record = self._hands.record(ref)
         await self._hands.journal.commit(
@@ -111,9 +112,33 @@ class DataSteps:
         """The one place where a snapshot goes: every ground is checked again here, against the journal and the store."""
         record = self._hands.record(ref)
         await self._check_ground(step, record)
+        if step.ground is Ground.ARCHIVED:
+            await self._announce_removal(record)
         async with self._hands.leases.effect(ref.uid):
             await self._hands.engine.remove_workspace(step.key)
         log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
+
+    async def _announce_removal(self, record: Record) -> None:
+        """In the journal first: where it says nothing, nothing has to be taken back."""
+        workspace = workspace_of(record)
+        if workspace.archived is None:
+            raise PortError(f"no archive of {workspace.key} is on record", reason=Reason.INTERNAL_ERROR)
+        if not workspace.removal_announced:
+            announced = replace(workspace, removal_announced=True)
+            await self._hands.journal.commit(put=replace(record, workspace=announced))
+        lease = await self._hands.leases.hold(record.ref.uid)
+        await self._hands.ledger.announce_removal(workspace.archived.sequence, lease)
+
+    async def keep_workspace(self, step: KeepWorkspace, ref: RuntimeRef) -> None:
+        """In the ledger first: what is started may write, and then no archive holds all."""
+        record = self._hands.record(ref)
+        workspace = workspace_of(record)
+        lease = await self._hands.leases.hold(ref.uid)
+        await self._hands.ledger.take_removal_back(ref, step.key, lease)
+        kept = replace(workspace, removal_announced=False)
+        await self._hands.journal.commit(put=replace(record, workspace=kept))
+        if record.operation is None or record.operation.op not in DURABLE:
+            await self._hands.leases.release(ref.uid)
 
     async def record_put_away(self, put_away: PutAway, ref: RuntimeRef) -> None:
         """In the ledger first: from there it is known even if the journal is lost, and the data counts as missing until

@@ -14,12 +14,14 @@ from perdure.plan.steps import (
     Answer,
     ArchiveWorkspace,
     Begin,
+    CloseForgotten,
     CreateContainer,
     CreateSandbox,
     Dispose,
     EnsureImage,
     Finish,
     Forget,
+    KeepWorkspace,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -74,6 +76,10 @@ class Executor:
                 await self._operations.answer(step, world)
             case RecordPutAway(put_away):
                 await self._data.record_put_away(put_away, ref)
+            case CloseForgotten():
+                await self._operations.close_forgotten(step, ref)
+            case KeepWorkspace():
+                await self._data.keep_workspace(step, ref)
             case Dispose():
                 await self._operations.dispose(step, world)
             case Forget():

@@ -164,12 +164,13 @@ class Observer:
     ) -> Certain[LedgerFacts]:
         """The ledger is asked when a decision about data is due, never on the way of a healthy runtime."""
         workspace = record.workspace
-        undecided = workspace is None or not workspace.prepared
+        undecided = workspace is None or not workspace.prepared or workspace.removal_announced
         match desired:
             case Wanted(runtime):
                 to_run = runtime.spec.desired_state is DesiredState.RUNNING
                 # A runtime of which nothing is on record may have been put away before the journal was lost.
-                due = workspace is None and (to_run or record.phase is None or _half_restored(view))
+                lost = workspace is None and (to_run or record.phase is None or _half_restored(view))
+                due = lost or (workspace is not None and workspace.removal_announced)
                 restore = runtime.spec.restore
             case Terminating(runtime):
                 due = not record.released and (undecided or _purging(record, runtime))

@@ -15,7 +15,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.phases import Phase
 from perdure.plan.operations import DURABLE, answered, correlation, operation_id, request_operation_id
-from perdure.plan.steps import Answer, Begin, Dispose, Finish, Note
+from perdure.plan.steps import Answer, Begin, CloseForgotten, Dispose, Finish, Note
 from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.health_rows import tell, told
@@ -138,6 +138,17 @@ class OperationSteps:
             phase=step.after.value,
             message=step.message,
         )
+
+    async def close_forgotten(self, step: CloseForgotten, ref: RuntimeRef) -> None:
+        """Whoever finished one meanwhile is right: an operation is finished once."""
+        at, message = self._now(), "the node's journal was lost while it was under way"
+        rows = [
+            OperationFinished(id_, ref, at, Outcome.SUPERSEDED, step.after, message=message) for id_ in step.operations
+        ]
+        await self._hands.journal.commit(rows=rows)
+        self._hands.outbox.poke()
+        await self._hands.outbox.flush()
+        log.info("forgotten_operations_closed", runtime=str(ref), uid=ref.uid, count=len(rows))
 
     async def dispose(self, step: Dispose, world: World) -> None:
         """The record goes in the same instant as the rows that tell of it come."""

@@ -14,6 +14,7 @@ from perdure.api.names import (
     NodeName,
     OperationId,
     RuntimeRef,
+    SnapshotKey,
     Uid,
 )
 from perdure.api.runtime import Restore
@@ -105,6 +106,13 @@ class AgentLedger(Protocol):
 
     async def finish_archive(self, archive: ArchiveFacts, lease: Lease) -> None:
         """The archive counts from now on."""
+
+    async def announce_removal(self, sequence: int, lease: Lease) -> None:
+        """The snapshot that this verified archive is of is about to be removed, and nothing is started on it before
+        `take_removal_back`. Raises `LedgerUnavailable` if the catalogue has no such archive."""
+
+    async def take_removal_back(self, ref: RuntimeRef, key: SnapshotKey, lease: Lease) -> None:
+        """Nothing is announced of this snapshot any more. Nothing was: nothing."""
 
     async def put_away(self, sequence: int, lease: Lease) -> None:
         """The snapshot that this verified archive is of was removed by a clean-up: the data is here now.
