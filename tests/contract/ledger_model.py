@@ -196,14 +196,12 @@ class Model:
         good = [entry for entry in mine if entry.state == "verified"]
         full = [entry.facts for entry in good if not entry.facts.empty]
         bad = [entry.facts.sequence for entry in mine if entry.state == "quarantined"]
-        kept = [
-            entry.facts
-            for entry in good
-            if entry.put_away and entry.facts.uid == of.uid and entry.facts.snapshot_key == life.snapshot_key
-        ]
+        kept = self._put_away(of.uid)
         others = [other.uid for other in REFS if other.identity == of.identity and other.uid != of.uid]
         unarchived = [
-            uid for uid in others if (other := self.lives.get(uid)) and other.snapshot_key and not other.released
+            uid
+            for uid in others
+            if (other := self.lives.get(uid)) and other.snapshot_key and not other.released and not self._put_away(uid)
         ]
         return LedgerFacts(
             data_seen=life.snapshot_key,
@@ -212,5 +210,23 @@ class Model:
             quarantined=max(bad, default=None),
             unarchived=tuple(unarchived),
             put_away=kept[-1] if kept else None,
+            unfinished=tuple(
+                sorted(
+                    id_
+                    for id_, (begun, done, *_) in self.operations.items()
+                    if begun and not done and id_.startswith(f"{of.uid}/")
+                )
+            ),
             purgeable=tuple(entry.facts.sequence for entry in mine if entry.state != "purged"),
         )
+
+    def _put_away(self, uid: Uid) -> list[ArchiveFacts]:
+        """Archives that hold the newest data of a life whose removal was seen to."""
+        life = self.lives.get(uid, Life())
+        return [
+            entry.facts
+            for entry in self.archives.values()
+            if entry.state == "verified"
+            and entry.put_away
+            and (entry.facts.uid, entry.facts.snapshot_key) == (uid, life.snapshot_key)
+        ]

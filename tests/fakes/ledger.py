@@ -173,7 +173,9 @@ class LedgerTables:
         """Oldest first."""
         rows = [row for row in self.operations.values() if row.ref.uid == uid and row.finished_at is None]
         return tuple(
-            row.id for row in sorted(rows, key=lambda row: row.started_at or 0.0) if row.started_at is not None
+            row.id
+            for row in sorted(rows, key=lambda row: (row.started_at or 0.0, row.id))
+            if row.started_at is not None
         )
 
     def put_away(self, ref: RuntimeRef) -> ArchiveFacts | None:

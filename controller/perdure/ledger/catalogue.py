@@ -236,7 +236,7 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
        ARRAY(SELECT forgotten.id FROM operations AS forgotten
               WHERE forgotten.installation = %(installation)s AND forgotten.uid = %(uid)s
                 AND forgotten.finished_at IS NULL AND forgotten.started_at IS NOT NULL
-              ORDER BY forgotten.started_at) AS unfinished,
+              ORDER BY forgotten.started_at, forgotten.id) AS unfinished,
        ARRAY(SELECT old.sequence FROM archives AS old
               WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
                 AND old.kind = %(kind)s AND old.name = %(name)s AND old.state <> 'purged' AND NOT old.retain
