@@ -127,10 +127,20 @@ class Network:
         listed = json.loads(_run("nft", "-j", "list", "tables"))["nftables"]
         ours = {entry["table"]["name"] for entry in listed if "table" in entry and entry["table"]["family"] == "inet"}
         for name in sorted(table for table in ours if table.startswith("perdure-")):
-            if f'"{self.bridge}"' in _run("nft", "list", "table", "inet", name):
+            if f'"{self.bridge}"' in _table(name):
                 for entry in listed:
                     if "table" in entry and entry["table"]["name"] == name:
                         yield entry["table"]["family"], name
+
+
+def _table(name: str) -> str:
+    """Its rules; nothing where it went after it was listed: then it was another network's."""
+    try:
+        return run(["nft", "list", "table", "inet", name], timeout=COMMAND_SECONDS)
+    except CommandError as error:
+        if "No such file or directory" in str(error):
+            return ""
+        raise RuntimeError(f"the environment's network: {error}") from error
 
 
 def _forget_rules(command: str, comment: str) -> None:

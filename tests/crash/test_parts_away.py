@@ -333,7 +333,7 @@ def test_a_first_start_waits_for_the_ledger() -> None:
 def test_a_journal_that_takes_nothing_starts_nothing_new_and_says_so() -> None:
     async def story(node: Node) -> None:
         survivors = node.survivors
-        node.process.journal.broken = "50000 operations already wait for the ledger"
+        node.process.journal.broken = "50000 rows already wait for the ledger"
         name = (Kind.BOT, "agents", "new")
         survivors.cluster.create(*name, SPEC)
         await node.pass_time()

@@ -110,7 +110,7 @@ async def test_a_full_journal_stops_new_work_and_an_emptied_one_takes_it(
     journal = FileJournal.open(state_dir / "node", JournalSettings(reserve_bytes=0, unsent_rows=20))
     for n in range(10):
         await journal.commit(rows=rows_of(n))
-    with pytest.raises(JournalFailed, match=r"20 operations already wait for the ledger.*bring the ledger back"):
+    with pytest.raises(JournalFailed, match=r"20 rows already wait for the ledger.*bring the ledger back"):
         await journal.commit(rows=rows_of(10))
     await server.start()
     async with Database(server.url, HASTY) as database:

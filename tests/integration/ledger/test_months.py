@@ -282,7 +282,8 @@ async def test_what_was_recorded_before_there_were_months_is_kept_with_its_right
               FROM generate_series(0, 11) AS n, LATERAL (SELECT now() - n * interval '20 days') AS moment (at)
             """,
         )
-        before = [row.id for row in await read_history(database_url, QUERY)]
+        listed = sql.SQL("SELECT id FROM operations ORDER BY started_at DESC")
+        before = [row["id"] for row in await database.rows("reading", listed, {})]
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
         await migrate(database)
         try:
