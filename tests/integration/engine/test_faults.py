@@ -209,13 +209,14 @@ async def test_an_image_that_was_never_unpacked_is_unpacked(
 
 @pytest.fixture
 def own_containerd(sample_images: dict[str, Path]) -> Iterator[Containerd]:
-    """An engine of the test's own, to be killed and robbed."""
-    short = Path(tempfile.mkdtemp(prefix="pd-", dir="/run"))
+    """An engine of the test's own, to be killed and robbed. It has images in a namespace that is named as its cgroup."""
+    short = Path(f"/run/pd-{uuid.uuid4().hex[:8]}")
+    short.mkdir(mode=0o700)
     data = Path(tempfile.mkdtemp(prefix="perdure-test-"))
     engine = Containerd(data, short, f"/{short.name}")
     try:
         engine.start()
-        engine.import_image(sample_images[IMAGE], "perdure")
+        engine.import_image(sample_images[IMAGE], short.name)
         yield engine
     finally:
         engine.stop()
@@ -231,7 +232,8 @@ def environment_of(engine: Containerd, env: Environment) -> Environment:
 
 @pytest.fixture
 async def own_rig(own_containerd: Containerd, env: Environment, state_dir: Path) -> AsyncIterator[EngineRig]:
-    async with containerd_rig(environment_of(own_containerd, env), "perdure", state_dir) as made:
+    namespace = own_containerd.cgroup_parent.strip("/")
+    async with containerd_rig(environment_of(own_containerd, env), namespace, state_dir) as made:
         yield made
 
 
