@@ -16,9 +16,11 @@ import os
 import socket
 import ssl
 import threading
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from perdure import __version__
@@ -42,7 +44,7 @@ class _NoSocket(OSError):
 
 
 class _BadAnswer(Exception):
-    """What came back is no HTTP, or more of it than anybody needs."""
+    """What came back is no success: no HTTP, more of it than anybody needs, or a status that says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +57,25 @@ class NamespaceProbes:
     """`perdure.reconcile.ports.probing.NetworkProbes`."""
 
     async def http(self, to: Endpoint, action: HttpGetAction, seconds: float) -> ProbeResult:
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._http(to, action)
-        except TimeoutError:
-            return _late(f"GET {_shown(action.path)} on port {to.port}: no answer within {seconds:g} s")
-        except _NoSocket as error:
-            return _unknown(to, error)
-        except _BadAnswer as error:
-            return _failure(f"GET {_shown(action.path)} on port {to.port}: {error}")
-        except (OSError, EOFError) as error:
-            return _failure(f"GET {_shown(action.path)} on port {to.port}: {_why(error)}")
+        return await _asked(f"GET {_shown(action.path)} on port {to.port}", to, seconds, self._http(to, action))
 
     async def tcp(self, to: Endpoint, seconds: float) -> ProbeResult:
-        try:
-            async with asyncio.timeout(seconds):
-                with await _connected(to, socket.SOCK_STREAM):
-                    return SUCCESS
-        except TimeoutError:
-            return _late(f"connecting to port {to.port}: no answer within {seconds:g} s")
-        except _NoSocket as error:
-            return _unknown(to, error)
-        except OSError as error:
-            return _failure(f"connecting to port {to.port}: {_why(error)}")
+        return await _asked(f"connecting to port {to.port}", to, seconds, self._tcp(to))
 
     async def udp(self, to: Endpoint, payload: bytes, seconds: float) -> ProbeResult:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(seconds):
-                # Connected, so that only this port's answers are heard, and a refusal (ICMP) comes as an error.
-                with await _connected(to, socket.SOCK_DGRAM) as asking:
-                    # Not sock_sendall: a datagram without bytes is one, too.
-                    asking.send(payload)
-                    await loop.sock_recv(asking, DATAGRAM_BYTES)
-                    return SUCCESS
-        except TimeoutError:
-            return _late(f"a datagram to port {to.port}: nothing came back within {seconds:g} s")
-        except _NoSocket as error:
-            return _unknown(to, error)
-        except OSError as error:
-            return _failure(f"a datagram to port {to.port}: {_why(error)}")
+        return await _asked(f"a datagram to port {to.port}", to, seconds, self._udp(to, payload))
+
+    async def _tcp(self, to: Endpoint) -> ProbeResult:
+        with await _connected(to, socket.SOCK_STREAM):
+            return SUCCESS
+
+    async def _udp(self, to: Endpoint, payload: bytes) -> ProbeResult:
+        # Connected, so that only this port's answers are heard, and a refusal (ICMP) comes as an error.
+        with await _connected(to, socket.SOCK_DGRAM) as asking:
+            # Not sock_sendall: a datagram without bytes is one, too.
+            asking.send(payload)
+            await asyncio.get_running_loop().sock_recv(asking, DATAGRAM_BYTES)
+            return SUCCESS
 
     # ------------------------------------------------------------------------------------------ HTTP
 
@@ -117,7 +98,22 @@ class NamespaceProbes:
             raise _BadAnswer(f"it redirects more than {REDIRECTS} times")
         if 200 <= head.status < 400:
             return SUCCESS
-        return _failure(f"GET {_shown(action.path)} on port {to.port}: status {head.status}")
+        raise _BadAnswer(f"status {head.status}")
+
+
+async def _asked(doing: str, to: Endpoint, seconds: float, asking: Coroutine[Any, Any, ProbeResult]) -> ProbeResult:
+    """What came of it in that time; `doing` begins what is said of a failure."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await asking
+    except TimeoutError:
+        return ProbeResult(ProbeOutcome.FAILURE, f"{doing}: no answer within {seconds:g} s", late=True)
+    except _NoSocket as error:
+        return ProbeResult(ProbeOutcome.UNKNOWN, f"cannot ask from inside {to.netns or 'its network'}: {_why(error)}")
+    except _BadAnswer as error:
+        return _failure(f"{doing}: {error}")
+    except (OSError, EOFError) as error:
+        return _failure(f"{doing}: {_why(error)}")
 
 
 async def _get(to: Endpoint, action: HttpGetAction, path: str) -> _Head:
@@ -243,14 +239,6 @@ def _authority(to: Endpoint) -> str:
 
 def _failure(message: str) -> ProbeResult:
     return ProbeResult(ProbeOutcome.FAILURE, message)
-
-
-def _late(message: str) -> ProbeResult:
-    return ProbeResult(ProbeOutcome.FAILURE, message, late=True)
-
-
-def _unknown(to: Endpoint, error: OSError) -> ProbeResult:
-    return ProbeResult(ProbeOutcome.UNKNOWN, f"cannot ask from inside {to.netns or 'its network'}: {_why(error)}")
 
 
 def _why(error: Exception) -> str:
