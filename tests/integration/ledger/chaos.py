@@ -32,7 +32,12 @@ from rig.progress import say
 
 def main(arguments: list[str]) -> int:
     """Run; the exit code."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.what == "ledger" and options.cases < options.runtimes:
+        parser.error(
+            f"--cases: each of the {options.runtimes} runtimes is cleaned up once at least; give --runtimes as well"
+        )
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     logging.getLogger("psycopg").setLevel(logging.CRITICAL)
