@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from perdure.api.names import ARCHIVE_PLURAL, NODE_PLURAL, Kind
+from perdure.kube import paths
 from rig import binaries, ports
 from rig.clients import Kubectl
 from rig.controlplane import PORT_USERS, ControlPlane
@@ -34,8 +36,15 @@ def make(directory: Path) -> ControlPlane:
 
 
 def start(plane: ControlPlane) -> None:
-    """Start it and install the CRDs."""
+    """Start it, install the CRDs, and wait until what they define can be listed.
+
+    Established is not enough where a test deletes CRDs: one whose watch cache was not yet filled when it was deleted
+    stays Terminating for ever in Kubernetes 1.36 ("could not list instances: storage is (re)initializing").
+    """
     plane.start()
     kubectl = Kubectl(plane.admin_kubeconfig)
     kubectl("apply", "-f", str(CHECKOUT / "crds"))
     kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    for plural in (*(kind.plural for kind in Kind), ARCHIVE_PLURAL, NODE_PLURAL):
+        # Version 0 is what the cache alone answers; kubectl asks again while the server says that it is not ready.
+        kubectl("get", "--raw", f"{paths.DISCOVERY}/{plural}?resourceVersion=0")
