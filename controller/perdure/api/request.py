@@ -22,6 +22,8 @@ class Verb(StrEnum):
     """Of a node: enter the archives of its stores into the ledger's catalogue again."""
 
 
+UNDER_WAY = "under_way"
+"""What an answer has for an outcome while what was asked for goes on: shown, and taken up again after a kill."""
 OF_RUNTIMES = (Verb.CLEANUP,)
 OF_NODES = (Verb.REINDEX,)
 

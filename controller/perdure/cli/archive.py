@@ -18,6 +18,7 @@ import click
 
 from perdure.api import names
 from perdure.api.names import Kind
+from perdure.api.request import UNDER_WAY, RequestId, Verb, write_request
 from perdure.cli import options
 from perdure.cli.blocking import block_on
 from perdure.cli.database import ask_ledger, find_ledger
@@ -27,13 +28,11 @@ from perdure.cli.target import parse_target
 
 if TYPE_CHECKING:
     from perdure.api.node import RuntimeNode
-    from perdure.api.request import RequestId
     from perdure.api.runtime import RequestStatus
     from perdure.kube.client import ApiClient
     from perdure.ledger.listing import ListedArchive
 
 LOOK_SECONDS = 1.0
-UNDER_WAY = "under_way"
 _ID_BYTES = 8
 _STATE_STYLES = {"verified": "green", "quarantined": "red", "purging": "yellow", "purged": "dim"}
 
@@ -113,8 +112,6 @@ def reindex(nodes: tuple[str, ...], timeout: float, kubeconfig: Path | None, out
       perdure archive reindex
       perdure archive reindex node-3 -o json
     """
-    from perdure.api.request import RequestId
-
     asking = _Asking(RequestId(secrets.token_hex(_ID_BYTES)), time.monotonic() + timeout)
     answers = block_on(asking.ask(kubeconfig, nodes))
     if output == "json":
@@ -162,7 +159,6 @@ class _Asking:
             raise CommandFailed(str(error)) from error
 
     async def _write(self, api: ApiClient, node: RuntimeNode) -> None:
-        from perdure.api.request import Verb, write_request
         from perdure.kube import paths
 
         value = write_request(Verb.REINDEX, self._id)

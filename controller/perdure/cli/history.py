@@ -131,9 +131,9 @@ def _health(url: str, query: HistoryQuery, output: str, *, follow: bool) -> None
     from perdure.cli.health_view import print_health
     from perdure.ledger.health_history import read_health
 
-    if follow or query.ops or query.outcomes or query.sources:
+    if follow or query.ops or query.outcomes or query.sources or query.correlation is not None:
         raise click.UsageError(
-            "--health does not go with --follow, --op, --outcome and --source: these are of operations."
+            "--health does not go with --follow, --op, --outcome, --source and --correlation: these are of operations."
         )
     rows = ask_ledger(read_health(url, query))
     if not rows and query.name is not None:

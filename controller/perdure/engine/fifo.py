@@ -23,7 +23,7 @@ def open_fifo(path: Path) -> int:
 
 
 class Fifo:
-    """Made and opened on entry, inside an event loop; closed on exit. Its name stays until `remove`."""
+    """Made and opened on entry, inside an event loop; closed on exit. Its name stays for whoever cleans up."""
 
     def __init__(self, path: Path, kept_bytes: int) -> None:
         self.path = path

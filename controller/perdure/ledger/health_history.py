@@ -10,18 +10,11 @@ from psycopg import sql
 
 from perdure.api.names import Kind
 from perdure.ledger.database import Database
-from perdure.ledger.history import READER, HistoryQuery
+from perdure.ledger.history import READER, HistoryQuery, conditions, in_utc, parameters
 
-_NEWEST = sql.SQL("""
-SELECT id, uid, kind, namespace, name, node_name, container, event, probe, exit_code, message, happened_at, recorded_at
-  FROM health_events
- WHERE (%(kind)s::text IS NULL OR kind = %(kind)s) AND (%(namespace)s::text IS NULL OR namespace = %(namespace)s)
-   AND (%(name)s::text IS NULL OR name = %(name)s) AND uid LIKE %(uid)s || '%%'
-   AND (%(since)s::timestamptz IS NULL OR happened_at >= %(since)s)
-   AND (%(until)s::timestamptz IS NULL OR happened_at < %(until)s)
-   AND (%(installation)s::text IS NULL OR installation = %(installation)s)
- ORDER BY happened_at DESC, recorded_at DESC, id LIMIT %(limit)s
-""")
+_COLUMNS = (
+    "id, uid, kind, namespace, name, node_name, container, event, probe, exit_code, message, happened_at, recorded_at"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +33,18 @@ class HealthHistoryRow:
     exit_code: int | None
     message: str | None
     happened_at: datetime
-    """By the node's clock."""
+    """By the node's clock; in UTC, as all times here."""
     recorded_at: datetime
 
 
 async def read_health(url: str, query: HistoryQuery) -> list[HealthHistoryRow]:
-    """Newest first. Of the query, operations, outcomes and sources are not looked at. Raises `LedgerUnavailable`."""
-    parameters = {
-        "kind": query.kind,
-        "namespace": query.namespace,
-        "name": query.name,
-        "uid": query.uid,
-        "since": query.since,
-        "until": query.until,
-        "installation": query.installation,
-        "limit": query.limit,
-    }
+    """Newest first. The query must ask for nothing that is of operations alone (operations, outcomes, sources, causes).
+    Raises `LedgerUnavailable`."""
+    where = " AND ".join(conditions(query)) or "true"
+    newest = sql.SQL(
+        f"SELECT {_COLUMNS} FROM health_events WHERE {where}"
+        " ORDER BY happened_at DESC, recorded_at DESC, id LIMIT %(limit)s"
+    )
     async with Database(url, READER) as database:
-        rows = await database.rows(f"reading the health of {query}", _NEWEST, parameters)
-    return [msgspec.convert(row, HealthHistoryRow) for row in rows]
+        rows = await database.rows(f"reading the health of {query}", newest, parameters(query))
+    return [msgspec.convert(in_utc(row), HealthHistoryRow) for row in rows]

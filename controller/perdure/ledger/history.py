@@ -118,7 +118,7 @@ async def find_lives(url: str, name: str) -> list[Life]:
     """Lives of that name of any kind and in any namespace, newest first. Raises `LedgerUnavailable`."""
     async with Database(url, READER) as database:
         rows = await database.rows(f"looking for runtimes with the name {name}", _LIVES, {"name": name})
-    return [msgspec.convert({**row, "created_at": row["created_at"].astimezone(UTC)}, Life) for row in rows]
+    return [msgspec.convert(in_utc(row), Life) for row in rows]
 
 
 async def read_page(database: Database, query: HistoryQuery) -> list[HistoryRow]:
@@ -194,6 +194,10 @@ def parameters(query: HistoryQuery) -> dict[str, object]:
 
 
 def history_row(row: Mapping[str, Any]) -> HistoryRow:
-    """A row of `COLUMNS`, typed; the server's own time zone, which may have a summer time, is left behind."""
-    times = {name: value.astimezone(UTC) for name, value in row.items() if isinstance(value, datetime)}
-    return msgspec.convert({**row, **times}, HistoryRow)
+    """A row of `COLUMNS`, typed."""
+    return msgspec.convert(in_utc(row), HistoryRow)
+
+
+def in_utc(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The same; of its times the server's own zone, which may have a summer time, is left behind."""
+    return {name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in row.items()}

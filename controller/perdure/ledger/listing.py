@@ -6,14 +6,14 @@ Also those that no object stands for: in quarantine, purged, of a namespace that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 from psycopg import sql
 
 from perdure.api.names import Kind
 from perdure.ledger.database import Database
-from perdure.ledger.history import READER
+from perdure.ledger.history import READER, in_utc
 
 _READ = sql.SQL("""
 SELECT sequence, state, kind, namespace, name, uid, store,
@@ -64,5 +64,4 @@ async def read_archives(
     parameters = {"kind": kind, "name": name, "namespace": namespace, "limit": limit}
     async with Database(url, READER) as database:
         rows = await database.rows("listing archives", _READ, parameters)
-    utc = ({key: it.astimezone(UTC) if isinstance(it, datetime) else it for key, it in row.items()} for row in rows)
-    return [msgspec.convert(row, ListedArchive) for row in utc]
+    return [msgspec.convert(in_utc(row), ListedArchive) for row in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
 import structlog
@@ -42,6 +43,7 @@ class Migration:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
+@cache
 def known_migrations() -> tuple[Migration, ...]:
     """The migrations that this program brings, oldest first."""
     found = []

@@ -16,7 +16,7 @@ import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.request import Request, RequestId
+from perdure.api.request import UNDER_WAY, Request, RequestId
 from perdure.api.runtime import RequestStatus
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import ArchiveFacts, Code, Outcome
@@ -28,8 +28,6 @@ from perdure.reconcile.ports.ledger import Catalogued
 
 LOOK_SECONDS = 10.0
 PROGRESS_SECONDS = 10.0
-UNDER_WAY = "under_way"
-"""The outcome of what goes on: shown, and taken up again after a kill."""
 MAX_TOLD = 5
 """Oddities that the answer names; the log names all."""
 

@@ -61,6 +61,7 @@ def test_programs_get_every_column_and_filters_hold(capsys: pytest.CaptureFixtur
         "readiness",
         "status 500",
     )
+    assert ada["happened_at"] == "2026-05-01T12:02:00Z"
     assert main(["history", "-A", "--health", "--limit", "1", "-o", "wide"]) == 0
     _header, newest = capsys.readouterr().out.splitlines()
     assert newest.split()[2:] == ["shop", "gr/bob", "7c0d2a54", "container_started", "-", "-", "n1"]
@@ -70,6 +71,6 @@ def test_programs_get_every_column_and_filters_hold(capsys: pytest.CaptureFixtur
 def test_a_name_that_nobody_knows_and_flags_of_operations_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["history", "br/eve", "--health"]) == 1
     assert "never heard of" in capsys.readouterr().err
-    for flags in (["-f"], ["--op", "start"], ["--outcome", "failure"], ["--source", "kubectl"]):
+    for flags in (["-f"], ["--op", "start"], ["--outcome", "failure"], ["--source", "kubectl"], ["--correlation", "1"]):
         assert main(["history", "-A", "--health", *flags]) == 2
         assert "--health does not go with" in capsys.readouterr().err

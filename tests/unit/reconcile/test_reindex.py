@@ -17,6 +17,7 @@ from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, NodeId, NodeName
 from perdure.api.node import NodeStatus
+from perdure.api.request import UNDER_WAY
 from perdure.api.runtime import RequestStatus, RuntimeSpec
 from perdure.plan.world import ArchiveFacts, Freeze, Op, Record, SnapshotFacts
 from perdure.reconcile.guards import Guards
@@ -25,7 +26,7 @@ from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import ArchiveCorrupt
-from perdure.reconcile.reindex import UNDER_WAY, Reindexer
+from perdure.reconcile.reindex import Reindexer
 
 OURS = InstallationId("installation")
 NODE, NODE_ID = NodeName("node"), NodeId("node-1")
