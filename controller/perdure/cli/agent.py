@@ -14,7 +14,7 @@ from perdure.journal.lock import NodeLock
 from perdure.kube.access import ClusterSource
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster, node_selector
-from perdure.kube.intake import Intake, runtime_watches
+from perdure.kube.intake import Intake, node_watch, runtime_watches
 from perdure.ledger.agent import PostgresAgentLedger
 
 CHECKS = ("api", "engine", "node", "ledger")
@@ -37,7 +37,7 @@ async def _main(process: Process, settings: AgentSettings) -> None:
     ledger = PostgresAgentLedger(database, installation, identity)
     neighbours = node_side.Neighbours(client, ledger, _nobody_near)
     side = await node_side.build(process, settings.common, settings.node, neighbours)
-    watches = runtime_watches(side, node_selector(identity))
+    watches = (*runtime_watches(side, node_selector(identity)), node_watch(side.node_seen, settings.node.name))
     process.spawn("intake", Intake(client, source, "agent", watches, uvloop.new_event_loop).run())
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, Uid
-from perdure.api.node import NodeAmounts
+from perdure.api.node import NodeAmounts, RuntimeNode
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
 from perdure.cli.networks import open_networks
@@ -73,6 +73,7 @@ class NodeSide:
     resync: Resync
     engine: ContainerdEngine
     journal: FileJournal
+    reindexer: Reindexer
 
     def put(self, runtime: Runtime) -> None:
         """From the watch. An object that is bound elsewhere is none of ours, even if it was once."""
@@ -81,6 +82,10 @@ class NodeSide:
 
     def deleted(self, runtime: Runtime) -> None:
         self.cache.deleted(runtime)
+
+    def node_seen(self, node: RuntimeNode) -> None:
+        """From the watch, which may show other nodes, too."""
+        self.reindexer.node_seen(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +159,8 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     )
     census = Census(post, _describe(node, node_id))
     resync = Resync(cluster, cache, process.metrics, _absence_judge(guards, journal, cache))
-    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal)
+    reindexer = Reindexer(hands, place, guards)
+    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, reindexer)
     heartbeat = NodeHeartbeat(neighbours.client, node.name, node_id)
     process.closing.callback(queue.close)
     await patiently(process, "node", archives.open)
@@ -168,7 +174,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
-    process.spawn("requests", Reindexer(hands, place, guards).run())
+    process.spawn("requests", reindexer.run())
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
     process.spawn("prober", prober.run())

@@ -10,6 +10,7 @@ import structlog
 import uvloop
 
 from perdure.api.names import Uid
+from perdure.api.node import RuntimeNode
 from perdure.api.runtime import Runtime
 from perdure.cli import controller_side, node_side
 from perdure.cli.controller import prepare_cluster
@@ -68,7 +69,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     )
     watches = (
         *runtime_watches(halves),
-        node_watch(halves.controller.nodes),
+        node_watch(halves.node_seen),
         archive_watch(halves.controller.retained.put_nowait),
     )
     process.spawn("intake", Intake(client, source, "standalone", watches, uvloop.new_event_loop).run())
@@ -102,6 +103,12 @@ class _Halves:
             self.controller.deleted(runtime)
         if self.node is not None:
             self.node.deleted(runtime)
+
+    def node_seen(self, node: RuntimeNode) -> None:
+        if self.controller is not None:
+            self.controller.nodes.apply(node)
+        if self.node is not None:
+            self.node.node_seen(node)
 
     def released(self, uid: Uid) -> None:
         if self.controller is not None:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol
 import kopf
 import structlog
 
-from perdure.api.names import ARCHIVE_PLURAL, GROUP, NODE_PLURAL, VERSION, Kind
+from perdure.api.names import ARCHIVE_PLURAL, GROUP, NODE_PLURAL, VERSION, Kind, NodeName
 from perdure.api.node import RuntimeNode, parse_node
 from perdure.api.runtime import Runtime, parse_runtime
 from perdure.kube.access import ClusterSource
@@ -49,12 +49,6 @@ class Sink(Protocol):
         """Deleted, or out of the selector: a hint, never a proof."""
 
 
-class NodeSink(Protocol):
-    def apply(self, node: RuntimeNode) -> None: ...
-
-    def deleted(self, node: RuntimeNode) -> None: ...
-
-
 GOODBYE_SECONDS = 0.25
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
@@ -63,12 +57,13 @@ Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """One resource to watch. `selector` is a label selector; empty: all."""
+    """One resource to watch. `labels` and `fields` are selectors; empty: all."""
 
     plural: str
-    selector: str
     seen: Deliver
     left: Deliver
+    labels: str = ""
+    fields: str = ""
 
 
 def runtime_watches(sink: Sink, selector: str = "") -> tuple[Watch, ...]:
@@ -82,21 +77,21 @@ def runtime_watches(sink: Sink, selector: str = "") -> tuple[Watch, ...]:
         runtime = parse_runtime(raw)
         return lambda: sink.deleted(runtime)
 
-    return tuple(Watch(kind.plural, selector, seen, left) for kind in Kind)
+    return tuple(Watch(kind.plural, seen, left, labels=selector) for kind in Kind)
 
 
-def node_watch(sink: NodeSink) -> Watch:
-    """RuntimeNodes, for the controller."""
+def node_watch(seen_by: Callable[[RuntimeNode], None], name: NodeName | None = None) -> Watch:
+    """RuntimeNodes: all, for the controller, or an agent's own. A deletion is a hint: the next list decides."""
 
     def seen(raw: Mapping[str, Any]) -> Callable[[], None]:
         node = parse_node(raw)
-        return lambda: sink.apply(node)
+        return lambda: seen_by(node)
 
     def left(raw: Mapping[str, Any]) -> Callable[[], None]:
         node = parse_node(raw)
-        return lambda: sink.deleted(node)
+        return lambda: log.info("runtime node deletion seen", node=node.name)
 
-    return Watch(NODE_PLURAL, "", seen, left)
+    return Watch(NODE_PLURAL, seen, left, fields=f"metadata.name={name}" if name is not None else "")
 
 
 def archive_watch(seen_by: Callable[[ArchiveObject], None]) -> Watch:
@@ -110,7 +105,7 @@ def archive_watch(seen_by: Callable[[ArchiveObject], None]) -> Watch:
         archive = parse_archive(raw)
         return lambda: log.info("runtime archive unlisted", namespace=archive.namespace, archive=archive.name)
 
-    return Watch(ARCHIVE_PLURAL, "", seen, left)
+    return Watch(ARCHIVE_PLURAL, seen, left)
 
 
 class Intake:
@@ -158,7 +153,11 @@ class Intake:
         """One life of kopf; returns why it ended."""
         operation = _Operation(asyncio.get_running_loop(), self._loop_factory)
         registry = self._registry(operation.hand_over)
-        settings = settings_for(self._role, {watch.plural: watch.selector for watch in self._watches})
+        settings = settings_for(
+            self._role,
+            labels={watch.plural: watch.labels for watch in self._watches if watch.labels},
+            fields={watch.plural: watch.fields for watch in self._watches if watch.fields},
+        )
         thread = threading.Thread(
             target=operation.run, args=(registry, settings), name=f"perdure-intake-{self._role}", daemon=True
         )

@@ -48,8 +48,8 @@ class NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def settings_for(role: str, selectors: Mapping[str, str]) -> kopf.OperatorSettings:
-    """`selectors`: label selector by plural. `role` must differ between processes that see the same objects."""
+def settings_for(role: str, *, labels: Mapping[str, str], fields: Mapping[str, str]) -> kopf.OperatorSettings:
+    """`labels` and `fields`: selectors by plural. `role` must differ between processes that see the same objects."""
     settings = kopf.OperatorSettings()
     settings.scanning.disabled = True  # no watch of all CRDs
     settings.peering.standalone = True
@@ -72,9 +72,10 @@ def settings_for(role: str, selectors: Mapping[str, str]) -> kopf.OperatorSettin
     settings.networking.request_timeout = 15
     settings.networking.connect_timeout = 3
     settings.networking.error_backoffs = (0.2, 0.5, 1, 1, 2, 3, 5)
-    for plural, selector in selectors.items():
-        if selector:
-            settings.watching.label_selectors[GROUP, VERSION, plural] = selector
+    for plural, selector in labels.items():
+        settings.watching.label_selectors[GROUP, VERSION, plural] = selector
+    for plural, selector in fields.items():
+        settings.watching.field_selectors[GROUP, VERSION, plural] = selector
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # otherwise a line per object and event
     return settings
 

@@ -163,10 +163,6 @@ class NodeCache:
             self._nodes[node.name] = node
             self._on_change()
 
-    def deleted(self, node: RuntimeNode) -> None:
-        """A hint; the next list decides."""
-        log.info("runtime node deletion seen", node=node.name)
-
     async def refresh(self) -> None:
         """List nodes and Leases, and replace what is known as a whole. Raises `ApiUnavailable`."""
         nodes: dict[NodeName, RuntimeNode] = {}

@@ -16,6 +16,7 @@ import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef, Uid
+from perdure.api.node import RuntimeNode
 from perdure.api.request import UNDER_WAY, Request, RequestId
 from perdure.api.runtime import RequestStatus
 from perdure.plan.certainty import Absent, Present
@@ -26,7 +27,7 @@ from perdure.reconcile.ports.archives import StoredArchive
 from perdure.reconcile.ports.errors import ArchiveCorrupt, LeaseBusy, PortError, StoreError
 from perdure.reconcile.ports.ledger import Catalogued
 
-LOOK_SECONDS = 10.0
+RETRY_SECONDS = 5.0
 PROGRESS_SECONDS = 10.0
 MAX_TOLD = 5
 """Oddities that the answer names; the log names all."""
@@ -68,24 +69,30 @@ class Reindexer:
         self._place = place
         self._guards = guards
         self._lease_key = Uid(f"reindex/{place.node_id}")
+        self._asked = asyncio.Event()
+
+    def node_seen(self, node: RuntimeNode) -> None:
+        """A node as a watch shows it: any, at any time, also an old one."""
+        if node.name == self._place.node_name and _unanswered(node) is not None:
+            self._asked.set()
 
     async def run(self) -> None:
-        """Look for a request every few seconds, until cancelled."""
+        """Answer requests as they are seen, until cancelled."""
         while True:
+            await self._asked.wait()
+            self._asked.clear()
             try:
                 await self.look()
             except PortError as error:
-                log.info("node_request_not_read", error=str(error))
-            await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
+                log.warning("node_request_not_answered", error=str(error))
+                self._asked.set()
+                await asyncio.sleep(RETRY_SECONDS * random.uniform(0.8, 1.2))
 
     async def look(self) -> None:
         """Do what the node is asked for and has not answered yet. Raises `PortError` from the API server."""
         node = await self._hands.cluster.read_node(self._place.node_name)
-        request = node.request if node is not None else None
-        if node is None or request is None:
-            return
-        last = node.status.last_request
-        if last is not None and last.id == request.id and last.outcome != UNDER_WAY:
+        request = _unanswered(node) if node is not None else None
+        if request is None:
             return
         answer = await self._answer(request)
         log.info("node_request_answered", request=answer.id, outcome=answer.outcome, message=answer.message)
@@ -161,6 +168,13 @@ class Reindexer:
         if here is None or ref.uid in here or self._hands.journal.record(ref.uid) is not None:
             return False
         return await self._hands.cluster.look_up(ref) == Absent()
+
+
+def _unanswered(node: RuntimeNode) -> Request | None:
+    request, last = node.request, node.status.last_request
+    if request is not None and last is not None and last.id == request.id and last.outcome != UNDER_WAY:
+        return None
+    return request
 
 
 def _said(id_: RequestId, outcome: Outcome, code: str, message: str) -> RequestStatus:

@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 from tests.integration.kube.conftest import User, eventually
 
-from perdure.api.names import LABEL_NODE_ID, Kind, NodeId, Uid
+from perdure.api.names import LABEL_NODE_ID, Kind, NodeId, NodeName, Uid
+from perdure.api.node import NodeStatus, RuntimeNode
 from perdure.api.runtime import DesiredState, Runtime
+from perdure.kube import paths
 from perdure.kube.access import ClusterSource
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import node_selector
-from perdure.kube.intake import Intake, runtime_watches
+from perdure.kube.intake import Intake, node_watch, runtime_watches
+from perdure.kube.nodes import NodeReporter
 
 pytestmark = pytest.mark.env
 
@@ -75,6 +78,23 @@ async def test_agent_sees_only_what_carries_its_label_and_leaving_is_a_hint(
         await eventually(lambda: [gone.uid for gone in seen.deletions] == [mine.uid], "leaving is hinted at")
     assert other.uid not in seen.newest
     assert (await user.read(mine)).uid == mine.uid
+
+
+async def test_agent_sees_its_own_node_alone(client: ApiClient, source: ClusterSource, user: User) -> None:
+    mine, other = NodeName(f"mine-{user.namespace}"), NodeName(f"other-{user.namespace}")
+    reporter = NodeReporter(client)
+    await reporter.report(other, NodeStatus(node_id=NodeId("2")))
+    shown: list[RuntimeNode] = []
+    async with running(Intake(client, source, "agent", [node_watch(shown.append, mine)])):
+        await reporter.report(mine, NodeStatus(node_id=NodeId("1")))
+        await eventually(lambda: any(node.node_id == "1" for node in shown), "its own report is seen")
+        await reporter.report(other, NodeStatus(node_id=NodeId("2"), runtimes=1))
+        await reporter.report(mine, NodeStatus(node_id=NodeId("1"), runtimes=2))
+        await eventually(lambda: shown[-1].status.runtimes == 2, "a change is seen")
+    assert {node.name for node in shown} == {mine}
+    for name in (mine, other):
+        uid = (await client.get(paths.node(name), f"reading {name}"))["metadata"]["uid"]
+        await client.delete(paths.node(name), f"deleting {name}", uid)
 
 
 async def test_tasks_made_after_the_start_outlive_the_intake(

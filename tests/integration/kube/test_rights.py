@@ -13,14 +13,14 @@ from tests.integration.kube.test_intake import Seen, running
 
 from perdure.api.conditions import Reason
 from perdure.api.names import Kind, NamespaceUid, NodeId, NodeName
-from perdure.api.node import NodeStatus
+from perdure.api.node import NodeStatus, RuntimeNode
 from perdure.api.runtime import RuntimeStatus
 from perdure.kube import paths
 from perdure.kube.access import ClusterSource
 from perdure.kube.client import ApiClient, ApiRefused
 from perdure.kube.cluster import KubeCluster, node_selector
 from perdure.kube.heartbeat import NodeHeartbeat
-from perdure.kube.intake import Intake, runtime_watches
+from perdure.kube.intake import Intake, node_watch, runtime_watches
 from perdure.kube.lease import LeaderLease
 from perdure.kube.nodes import NodeCache
 from perdure.kube.objects import KubeControllerCluster
@@ -97,8 +97,11 @@ async def test_agent_may_do_its_work(
         await heartbeat.beat()
         seen = Seen()
         source = await asyncio.to_thread(source_of, "perdure-agent")
-        async with running(Intake(client, source, "agent", runtime_watches(seen, node_selector(NODE_ID)))):
+        nodes: list[RuntimeNode] = []
+        watches = (*runtime_watches(seen, node_selector(NODE_ID)), node_watch(nodes.append, NODE))
+        async with running(Intake(client, source, "agent", watches)):
             await eventually(lambda: runtime.uid in seen.newest, "the agent's watch works")
+            await eventually(lambda: bool(nodes), "also that of its node")
     assert metrics.events_lost._value.get() == 0
 
 

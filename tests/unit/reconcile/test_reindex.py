@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
+import msgspec
 import pytest
 from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
 from tests.fakes.cluster import ClusterState, FakeCluster
@@ -26,7 +30,7 @@ from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import ArchiveCorrupt
-from perdure.reconcile.reindex import Reindexer
+from perdure.reconcile.reindex import RETRY_SECONDS, Reindexer
 
 OURS = InstallationId("installation")
 NODE, NODE_ID = NodeName("node"), NodeId("node-1")
@@ -66,7 +70,9 @@ class Bench:
         self.cluster, self.journal = ClusterState(), FakeJournal()
         self.cluster.nodes[NODE] = NodeStatus(node_id=NODE_ID)
         self.archives = Damageable(self.store, self.machine)
-        ledger, cluster = FakeAgentLedger(NODE_ID, self.tables), FakeCluster(self.cluster, NODE_ID)
+        self.asked: Counter[str] = Counter()
+        cluster = FakeCluster(self.cluster, NODE_ID, lambda name, _when: self.asked.update([name]))
+        ledger = FakeAgentLedger(NODE_ID, self.tables)
         hands = Hands(
             engine=FakeEngine(self.machine, OURS),
             sandbox=FakeSandbox(SandboxState()),
@@ -88,7 +94,28 @@ class Bench:
     async def ask(self, request: str = "reindex/1") -> RequestStatus | None:
         self.cluster.node_annotations[NODE] = {names.ANNOTATION_REQUEST: request}
         await self.reindexer.look()
+        return self.answer()
+
+    def answer(self) -> RequestStatus | None:
         return self.cluster.nodes[NODE].last_request
+
+    async def seen(self, request: str | None, name: NodeName = NODE) -> None:
+        """A watch shows the node with this request, which the API server has by now."""
+        annotations = {names.ANNOTATION_REQUEST: request} if request is not None else {}
+        self.cluster.node_annotations[NODE] = annotations
+        shown = await FakeCluster(self.cluster).read_node(NODE)
+        assert shown is not None
+        self.reindexer.node_seen(msgspec.structs.replace(shown, name=name))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.reindexer.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 async def test_what_is_in_the_store_is_in_the_catalogue_again_and_told() -> None:
@@ -126,6 +153,42 @@ async def test_a_request_that_a_kill_cut_off_is_taken_up_again() -> None:
     assert answer is not None
     assert answer.outcome == "success"
     assert set(bench.tables.archives) == {7}
+
+
+@pytest.mark.looptime
+async def test_a_request_is_answered_when_a_watch_shows_it_and_nobody_asks_the_api_server_without_one() -> None:
+    bench = Bench()
+    bench.keep(7)
+    async with bench.running():
+        await bench.seen(None)
+        await bench.seen("reindex/1", NodeName("another"))
+        await asyncio.sleep(3600)
+        assert not bench.asked
+        await bench.seen("reindex/1")
+        await asyncio.sleep(1)
+        answer = bench.answer()
+        assert answer is not None
+        assert answer.outcome == "success"
+        bench.keep(9)
+        await bench.seen("reindex/1")
+        await asyncio.sleep(3600)
+    assert set(bench.tables.archives) == {7}, "what is answered is not done again"
+
+
+@pytest.mark.looptime
+async def test_a_request_is_not_forgotten_while_the_api_server_is_away() -> None:
+    bench = Bench()
+    bench.keep(7)
+    async with bench.running():
+        await bench.seen("reindex/1")
+        bench.cluster.away = "connection refused"
+        await asyncio.sleep(60)
+        assert bench.answer() is None
+        bench.cluster.away = None
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        answer = bench.answer()
+        assert answer is not None
+        assert answer.outcome == "success"
 
 
 async def test_what_is_odd_is_named_and_left_and_the_rest_is_entered() -> None:
