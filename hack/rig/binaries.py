@@ -1,8 +1,9 @@
-"""Finds etcd and Kubernetes' own programs, or builds them from the Go modules in ``hack/kube``.
+"""Finds etcd and Kubernetes' own programs, or builds them from the Go modules in ``hack/kube``; CNI plugins of the newest
+release from that in ``hack/cni``.
 
 Looked for in ``KUBEBUILDER_ASSETS``, on ``PATH``, in the cache (one folder per version), and only then built: once per
-user and version, whichever clone comes first. go.sum pins every byte that goes in. Called by ``rig.environment``, and by
-``rig.bench`` for what only a comparison needs.
+user and version, whichever clone comes first. go.sum pins every byte that goes in. Called by ``rig.environment``, by
+``rig.testrun`` for plugins, and by ``rig.bench`` for what only a comparison needs.
 """
 
 import fcntl
@@ -20,6 +21,7 @@ from rig.paths import CHECKOUT, cache_home
 from rig.progress import run, say, ticking
 
 MODULES = CHECKOUT / "hack" / "kube"
+CNI_MODULE = CHECKOUT / "hack" / "cni"
 BUILD_SECONDS = 3600.0
 DISK_GIGABYTES = 4.0
 
@@ -33,6 +35,8 @@ class Program:
     module_directory: Path
     module: str
     cache_prefix: str
+    of_the_machine: bool = True
+    """Whether one that is installed may be taken instead of exactly this version."""
 
     @property
     def version(self) -> str:
@@ -71,6 +75,30 @@ POD_PROGRAMS = (_kubernetes("kubelet"), _kubernetes("kube-scheduler"))
 """What runs Pods besides."""
 
 
+def _plugin(package: str) -> Program:
+    plugins = "github.com/containernetworking/plugins"
+    name = package.rpartition("/")[2]
+    return Program(name, f"{plugins}/plugins/{package}", CNI_MODULE, plugins, "cni-plugins", of_the_machine=False)
+
+
+CNI_PLUGINS = tuple(
+    map(
+        _plugin,
+        (
+            "ipam/host-local",
+            "main/bridge",
+            "main/loopback",
+            "main/macvlan",
+            "main/ptp",
+            "meta/bandwidth",
+            "meta/firewall",
+            "meta/portmap",
+        ),
+    )
+)
+"""The reference plugins that the tests hold the CNI client against besides those that the distribution has."""
+
+
 def ensure(programs: Sequence[Program] = PROGRAMS) -> dict[str, Path]:
     """Their paths by name, built where they are nowhere to be found. Raises CommandError or RuntimeError."""
     found = {program.name: find(program) for program in programs}
@@ -89,6 +117,8 @@ def ensure(programs: Sequence[Program] = PROGRAMS) -> dict[str, Path]:
 
 def find(program: Program) -> Path | None:
     """An executable that is there already, or None."""
+    if not program.of_the_machine:
+        return program.cached if program.cached.exists() else None
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and os.access(Path(assets) / program.name, os.X_OK):
         return Path(assets) / program.name
@@ -101,9 +131,9 @@ def find(program: Program) -> Path | None:
 def _announce(missing: list[Program]) -> None:
     names = ", ".join(program.name for program in missing)
     say(
-        f"==> {names}: not found in KUBEBUILDER_ASSETS, PATH or {cache_home()}; building from Go modules.\n"
+        f"==> {names}: not found on this machine nor in {cache_home()}; building from Go modules.\n"
         f"    Once per version: up to 6 minutes on 2 cores, {DISK_GIGABYTES:.0f} GB of disk for Go's caches, "
-        "0.1 GB kept of each program."
+        "at most 0.1 GB kept of each program."
     )
     home = cache_home()
     home.mkdir(parents=True, exist_ok=True)

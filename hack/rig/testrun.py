@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from rig import binaries
 from rig.environment import Environment
 from rig.leaks import RUN_VARIABLE, Footprint, settled_leaks
 from rig.paths import CHECKOUT, cache_home, environment_id
@@ -22,6 +23,8 @@ from rig.progress import say
 
 UNIT_FOLDERS = ("tests/unit", "tests/property", "tests/rig")
 WORKERS = "2"
+FURTHER_PLUGINS = "PERDURE_TEST_CNI_DIRS"
+"""Folders of CNI plugins that the client is tested with besides the distribution's, separated by colons."""
 LEAKED = 20
 """Exit code when every test passed but something was left on the machine; pytest itself uses 0 to 5."""
 
@@ -61,6 +64,7 @@ def _all(arguments: Sequence[str]) -> int:
     environment = Environment(directory)
     try:
         environment.up()
+        (plugins,) = {path.parent for path in binaries.ensure(binaries.CNI_PLUGINS).values()}
         temporary = directory / "tmp"
         temporary.mkdir(mode=0o1777)
         variables = {
@@ -69,6 +73,7 @@ def _all(arguments: Sequence[str]) -> int:
             "PATH": environment.search_path(),
             "TMPDIR": str(temporary),
             RUN_VARIABLE: token,
+            FURTHER_PLUGINS: os.pathsep.join(filter(None, (str(plugins), os.environ.get(FURTHER_PLUGINS)))),
         }
         # Of its own, because below TMPDIR the paths that pytest makes are too long for unix sockets (107 bytes).
         code = _pytest([f"--basetemp={directory / 'p'}", *arguments], variables)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from tests.integration.network.cni.lab import Lab
 
+from rig.testrun import FURTHER_PLUGINS
+
 DEBIAN = Path("/usr/lib/cni")
-FURTHER = "PERDURE_TEST_CNI_DIRS"
-"""Folders of other releases of the reference plugins, separated by colons."""
 
 
 def _folders() -> list[Path]:
-    return [DEBIAN, *(Path(folder) for folder in os.environ.get(FURTHER, "").split(os.pathsep) if folder)]
+    return [DEBIAN, *(Path(folder) for folder in os.environ.get(FURTHER_PLUGINS, "").split(os.pathsep) if folder)]
 
 
 @pytest.fixture(params=_folders(), ids=str)
@@ -24,7 +24,7 @@ def plugins(request: pytest.FixtureRequest) -> Path:
     folder = request.param
     assert isinstance(folder, Path)
     if not (folder / "bridge").exists():
-        pytest.fail(f"no CNI plugins in {folder}; install containernetworking-plugins, or correct {FURTHER}")
+        pytest.fail(f"no CNI plugins in {folder}; install containernetworking-plugins, or correct {FURTHER_PLUGINS}")
     return folder
 
 
