@@ -9,10 +9,12 @@ from pathlib import Path
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.settings import NodeSettings
+from perdure.engine.oci.node import detect
 from perdure.network.attachments import Attachments
 from perdure.network.cni.cache import Cache
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
+from perdure.network.container_ids import ContainerIds
 from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
@@ -53,17 +55,19 @@ async def open_networks(
     attachments = Attachments(folder / "attached")
     await asyncio.to_thread(attachments.load)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
-    open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
+    told = (await asyncio.to_thread(detect)).resolv_conf
+    open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_text_of, told)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
-    obstacles = Obstacles(attachments, Cache(folder), known, patience.leftover_seconds)
-    settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
+    ids = ContainerIds.of(installation)
+    obstacles = Obstacles(attachments, Cache(folder), ids, known, patience.leftover_seconds)
+    settings = CniSettings(node.cni_conf_dir, node.cni_network, names, ids)
     cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
     upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)
     return Networks(NodeSandbox(LoopbackSandbox(node.run_dir), cni), upkeep)
 
 
-def _resolv_conf() -> str:
+def _text_of(resolv_conf: Path) -> str:
     try:
-        return Path("/etc/resolv.conf").read_text()
+        return resolv_conf.read_text()
     except FileNotFoundError:
         return ""

@@ -33,6 +33,8 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """Of the container's interface, in lower case."""
     ports: tuple[HostPort, ...] = ()
     policy: NetworkPolicy = OWN_NAMESPACE
+    ways_out: tuple[int, ...] = ()
+    """Versions of IP in which the network gave a default route."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,12 @@ class _LinkInfo(msgspec.Struct, frozen=True):
     info_kind: str = ""
 
 
+class _Address(msgspec.Struct, frozen=True):
+    local: str = ""
+
+
 class _Link(msgspec.Struct, frozen=True):
-    """A part of what `ip -json -details link` prints."""
+    """A part of what `ip -json -details address` prints."""
 
     ifname: str
     address: str = ""
@@ -28,6 +32,12 @@ class _Link(msgspec.Struct, frozen=True):
     linkinfo: _LinkInfo = _LinkInfo()
     link_netnsid: int | None = None
     """Number of the peer's network namespace; None for a pair within this one."""
+    flags: tuple[str, ...] = ()
+    addr_info: tuple[_Address, ...] = ()
+
+    @property
+    def is_up(self) -> bool:
+        return "UP" in self.flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +49,7 @@ class Port:
     """`veth`, `vlan`…; empty for a device."""
     peer_elsewhere: bool
     """Whether its other end is in another network namespace. The kernel removes the link with that namespace."""
+    is_up: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,8 @@ class Bridge:
     name: str
     mac: str
     ports: tuple[Port, ...]
+    is_up: bool = True
+    addresses: tuple[str, ...] = ()
 
     @property
     def has_a_usable_mac(self) -> bool:
@@ -72,7 +85,9 @@ async def look(name: str, launcher: Launcher = ()) -> Bridge | None:
     return Bridge(
         name,
         link.address,
-        tuple(Port(port.ifname, port.linkinfo.info_kind, port.link_netnsid is not None) for port in ports),
+        tuple(Port(port.ifname, port.linkinfo.info_kind, port.link_netnsid is not None, port.is_up) for port in ports),
+        link.is_up,
+        tuple(address.local for address in link.addr_info if address.local),
     )
 
 
@@ -107,7 +122,7 @@ async def _link(name: str, launcher: Launcher) -> _Link | None:
 
 
 async def _links(doing: str, launcher: Launcher, *which: str) -> list[_Link]:
-    printed = await run(doing, "ip", "-json", "-details", "link", "show", *which, launcher=launcher)
+    printed = await run(doing, "ip", "-json", "-details", "address", "show", *which, launcher=launcher)
     try:
         return msgspec.json.decode(printed or "[]", type=list[_Link])
     except msgspec.DecodeError as error:

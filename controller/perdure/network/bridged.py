@@ -30,20 +30,24 @@ class _Ipam(msgspec.Struct, frozen=True, rename="camel"):
     data_dir: str = DEFAULT_DATA_DIR
 
 
-class _Plugin(msgspec.Struct, frozen=True):
+class _Plugin(msgspec.Struct, frozen=True, rename="camel"):
     type: str = ""
     bridge: str = DEFAULT_BRIDGE
+    is_gateway: bool = False
+    is_default_gateway: bool = False
     ipam: _Ipam = _Ipam()
 
 
 @dataclass(frozen=True, slots=True)
 class Bridged:
-    """`addresses`: the folder with one file for each address that is given out."""
+    """`addresses`: the folder with one file for each address that is given out; `is_gateway`: the bridge has an address of
+    each subnet that is in use."""
 
     network: str
     bridge: str
     subnets: tuple[Subnet, ...]
     addresses: Path
+    is_gateway: bool = False
 
 
 def bridged(network: Network) -> Bridged | None:
@@ -57,4 +61,6 @@ def bridged(network: Network) -> Bridged | None:
     ipam = plugin.ipam
     given = [ipam.subnet, *(found.subnet for group in ipam.ranges for found in group)]
     subnets: tuple[Subnet, ...] = tuple(dict.fromkeys(ip_network(subnet, strict=False) for subnet in given if subnet))
-    return Bridged(network.name, plugin.bridge, subnets, Path(ipam.data_dir or DEFAULT_DATA_DIR) / network.name)
+    addresses = Path(ipam.data_dir or DEFAULT_DATA_DIR) / network.name
+    is_gateway = plugin.is_gateway or plugin.is_default_gateway
+    return Bridged(network.name, plugin.bridge, subnets, addresses, is_gateway)

@@ -28,8 +28,9 @@ from perdure.network.cni.client import CniClient
 from perdure.network.cni.configuration import Network
 from perdure.network.cni.error_classes import Action, Classified
 from perdure.network.cni.errors import CniError, ConfigurationError, ConfigurationFault, NotCached
-from perdure.network.cni.results import Result, addresses
+from perdure.network.cni.results import Result, addresses, default_routes
 from perdure.network.cni.retries import classify
+from perdure.network.container_ids import ContainerIds
 from perdure.network.isolation import Isolation
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
@@ -53,6 +54,7 @@ class CniSettings:
     network: str | None
     """None: the first valid configuration of the folder, as the kubelet's engines choose."""
     names: Path
+    ids: ContainerIds
 
 
 Clear = Callable[[Action, Network], Awaitable[None]]
@@ -251,11 +253,12 @@ class CniSandbox:
 
     async def _detach(self, uid: Uid) -> None:
         """DEL with what was recorded, tolerant and always, also where nothing but a part of it is left."""
-        for record in await self._cached(uid):
+        for record in await self._cached(self.settings.ids.id(uid)):
             if isinstance(record, Record):
                 await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(uid))))
             else:
-                attachment = Attachment(container_id=uid, netns=await self._netns(uid), ifname=IFNAME)
+                container = self.settings.ids.id(uid)
+                attachment = Attachment(container_id=container, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
         await asyncio.to_thread(self._attachments.remove, uid)
 
@@ -311,7 +314,7 @@ class CniSandbox:
     def _attachment(self, plan: SandboxPlan) -> Attachment:
         dns = plan.spec.network.dns
         return Attachment(
-            container_id=plan.ref.uid,
+            container_id=self.settings.ids.id(plan.ref.uid),
             netns=str(self._path(plan.ref.uid)),
             ifname=IFNAME,
             capabilities=Capabilities(
@@ -335,6 +338,7 @@ def _attached(plan: SandboxPlan, policy: NetworkPolicy, network: Network, result
         mac=inside.mac.lower() if inside is not None else "",
         ports=plan.ports,
         policy=policy,
+        ways_out=tuple(sorted({route.version for route in default_routes(result)})),
     )
 
 

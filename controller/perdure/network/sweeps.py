@@ -1,7 +1,8 @@
 """What runtimes that are no longer ours left on the node: found, confirmed by a second look, and removed.
 
-Called by sandboxes from time to time, and when addresses run out. Only what bears our network's name (or is an address
-of its subnets, for rules that bear no name) counts; what cannot be told is left alone and reported.
+Called by sandboxes from time to time, and when addresses run out. Only what bears our network's name and an id of this
+installation counts, for a network may be shared; for rules that bear neither, an address of its subnets that nobody has.
+What cannot be told is left alone and reported.
 
 A leftover is removed when a sweep at least `patience` seconds after the first sighting still finds it, and its owner is
 asked for once more right before.
@@ -10,8 +11,9 @@ asked for once more right before.
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
@@ -23,6 +25,7 @@ from perdure.network import bridge, iptables, leftovers
 from perdure.network.cni.cache import Cache, Damaged, Record
 from perdure.network.cni.errors import CacheUnusable
 from perdure.network.command import Launcher, run
+from perdure.network.container_ids import ContainerIds
 from perdure.network.iptables import LeftRules
 from perdure.network.rules import Subnet
 from perdure.reconcile.ports.errors import SandboxFailed
@@ -68,6 +71,7 @@ class Places:
     """`<dataDir>/<network>` of host-local."""
     cache: Cache
     """What is attached, of this network and of others."""
+    ids: ContainerIds
 
 
 @dataclass(slots=True)
@@ -84,6 +88,8 @@ class Swept:
 
 _Removal = Callable[[], Awaitable[bool]]
 _PROGRAMS = ("iptables", "ip6tables")
+_OF_THE_BRIDGE_PLUGIN = re.compile("veth[0-9a-f]{8}")
+"""How it names links (pkg/ip/link_linux.go, RandomVethName); a pair of another name is somebody's, made by hand."""
 
 
 class Sweeper:
@@ -94,7 +100,7 @@ class Sweeper:
         places: Places,
         known: Callable[[], Known],
         *,
-        patience: float = 300.0,
+        patience: float,
         launcher: Launcher = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -150,13 +156,12 @@ class Sweeper:
 
     async def _addresses(self, swept: Swept) -> dict[Leftover, _Removal]:
         found = await asyncio.to_thread(leftovers.reserved, self._places.addresses)
-        known = self._known().containers
         return {
             Leftover(LeftoverKind.ADDRESS, one.address, one.container): partial(
                 asyncio.to_thread, leftovers.release, one
             )
             for one in found
-            if one.container not in known
+            if self._is_left(one.container)
         }
 
     async def _results(self, swept: Swept) -> dict[Leftover, _Removal]:
@@ -183,15 +188,30 @@ class Sweeper:
         seen: dict[Leftover, _Removal] = {}
         for program in _PROGRAMS:
             saved = await run(f"listing rules of {program}", f"{program}-save", launcher=self._launcher)
+            taken = await self._taken()
             known, places = self._known(), self._places
-            found: Iterable[LeftRules] = (
-                *iptables.left_by_unknown(saved, places.network, known.containers),
-                *iptables.left_for_addresses(saved, places.subnets, known.addresses),
-            )
-            for one in found:
-                leftover = Leftover(LeftoverKind.RULES, f"{program} {one.table}", one.owner)
-                seen[leftover] = partial(self._remove_rules, program, one)
+            left = iptables.left_by_unknown(saved, places.network, known.containers)
+            for one in (one for one in left if places.ids.is_ours(one.owner)):
+                seen[Leftover(LeftoverKind.RULES, f"{program} {one.table}", one.owner)] = partial(
+                    self._remove_rules, program, one
+                )
+            for one in iptables.left_for_addresses(saved, places.subnets, known.addresses | taken):
+                seen[Leftover(LeftoverKind.RULES, f"{program} {one.table}", one.owner)] = partial(
+                    self._remove_rules_of_nobody, program, one
+                )
         return seen
+
+    async def _taken(self) -> frozenset[str]:
+        """Addresses that somebody has, or is being given: a runtime of ours that is known, or whoever else is on the network."""
+        found = await asyncio.to_thread(leftovers.reserved, self._places.addresses)
+        return frozenset(one.address for one in found if not self._is_left(one.container))
+
+    def _is_left(self, container: str) -> bool:
+        return self._places.ids.is_ours(container) and container not in self._known().containers
+
+    async def _remove_rules_of_nobody(self, program: str, left: LeftRules) -> bool:
+        """Unless the address is somebody's by now."""
+        return left.owner not in await self._taken() and await self._remove_rules(program, left)
 
     async def _remove_rules(self, program: str, left: LeftRules) -> bool:
         """Fails as a whole where a plugin changed one of them meanwhile; the next sweep sees what is there then."""
@@ -219,7 +239,7 @@ class Sweeper:
             if port.kind != "veth" or port.name in known:
                 continue
             leftover = Leftover(LeftoverKind.LINK, port.name, port.name)
-            if port.peer_elsewhere:
+            if port.peer_elsewhere or not _OF_THE_BRIDGE_PLUGIN.fullmatch(port.name):
                 swept.left_alone.append(leftover)
             else:
                 seen[leftover] = partial(self._remove_link, port.name)

@@ -9,34 +9,42 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import Uid
-from perdure.network import inspection, netns
+from perdure.network import bridge, inspection, netns
 from perdure.network.attachments import Attached, Attachments, Damage
+from perdure.network.bridge import Bridge
+from perdure.network.bridged import Bridged
 from perdure.network.cni.attachment import Attachment
 from perdure.network.cni.client import CniClient
 from perdure.network.cni.configuration import Network
-from perdure.network.cni.error_classes import Action, ErrorClass
-from perdure.network.cni.errors import CniError
+from perdure.network.cni.error_classes import ErrorClass
+from perdure.network.cni.errors import CniError, NotCached
 from perdure.network.cni.retries import classify
 from perdure.network.cni_sandbox import IFNAME, CniSandbox
 from perdure.network.command import Launcher, run
 from perdure.network.isolation import Isolation
-from perdure.network.obstacles import Obstacles
+from perdure.network.obstacles import Obstacles, bridge_of
 from perdure.reconcile.ports.errors import SandboxFailed
 
 LOOK_SECONDS = 30.0
 SWEEP_EVERY = 4
 """A sweep with every so many looks: what one finds leaked the next one removes, if it still is."""
 
-_ABOUT_RULES = frozenset({Action.REPAIR_RULES, Action.IGNORE})
+_OF_THE_INTERFACE = frozenset({ErrorClass.ATTACHMENT_DAMAGED, ErrorClass.NETNS_LOST, ErrorClass.CONTAINER_UNKNOWN})
+_LED_IN = re.compile(r"^-A PREROUTING .*-j CNI-HOSTPORT-DNAT", re.MULTILINE)
+_LED_ON = re.compile(r"^-A FORWARD .*-j CNI-FORWARD", re.MULTILINE)
+"""Rules into the chains of portmap and of the firewall plugin, which those plugins' CHECK does not look for."""
 
 log = structlog.get_logger(__name__)
 
@@ -59,67 +67,116 @@ class Upkeep:
 
     async def run(self) -> None:
         """Until cancelled. What cannot be looked at now is looked at next time."""
-        looks, said = 0, ""
+        looks, said = 0, frozenset[str]()
         while True:
-            try:
-                network = await self.sandbox.network()
-                if self.attachments.uids():
-                    await self.look(network)
-                if looks % SWEEP_EVERY == 0:
-                    await self.sweep(network)
-                looks += 1
-                said = ""
-            except SandboxFailed as error:
-                # A node without a network is none that is broken; and nothing is said twice in a row.
-                if error.reason is not Reason.NO_CNI_CONFIGURATION and str(error) != said:
-                    log.warning("network_not_looked_after", error=str(error))
-                said = str(error)
+            failures = await self.go_round(sweep=looks % SWEEP_EVERY == 0)
+            for text in sorted(failures - said):
+                log.warning("network_not_looked_after", error=text)
+            looks, said = looks + 1, failures
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
 
-    async def look(self, network: Network) -> None:
-        """Firewall, interfaces, port rules. Raises `SandboxFailed`."""
+    async def go_round(self, *, sweep: bool) -> frozenset[str]:
+        """One look, and one sweep if asked for: what could not be done."""
+        failures: list[SandboxFailed] = []
+        try:
+            network = await self.sandbox.network()
+        except SandboxFailed as error:
+            # A node without a network is none that is broken.
+            return frozenset() if error.reason is Reason.NO_CNI_CONFIGURATION else frozenset({str(error)})
+        if self.attachments.uids():
+            failures += await self.look(network)
+        if sweep:
+            failures += await self.sweep(network)
+        return frozenset(map(str, failures))
+
+    async def look(self, network: Network) -> list[SandboxFailed]:
+        """Firewall, interfaces, port rules, each whatever became of the others: what could not be looked at."""
+        here = {one.ref.uid: one for one in self.attachments.all() if one.network == network.name and one.addresses}
+        return await _all_of(
+            self._look_at_firewall(network), self._look_at_interfaces(network, here), self._look_at_rules(network, here)
+        )
+
+    async def _look_at_firewall(self, network: Network) -> None:
         await self.isolation.use(network)
         repaired = await self.isolation.ensure()
         if repaired:
             log.warning("firewall_was_changed", network=network.name, repaired=repaired)
-        here = {one.ref.uid: one for one in self.attachments.all() if one.network == network.name and one.addresses}
-        expected = [(uid, self.names / uid, IFNAME, one.addresses[0]) for uid, one in here.items()]
-        for uid, why in (await asyncio.to_thread(inspection.without_address, expected)).items():
-            self._damaged(uid, Damage(why, interface=True))
-        for uid in await self._without_rules([one for one in here.values() if one.ports]):
-            damage = await self._checked(network, here[uid])
-            if damage is not None:
-                self._damaged(uid, damage)
 
-    def _damaged(self, uid: Uid, damage: Damage) -> None:
-        if self.attachments.damages.get(uid) == damage:
+    async def _look_at_interfaces(self, network: Network, here: Mapping[Uid, Attached]) -> None:
+        expected = [
+            inspection.Expected(uid, self.names / uid, IFNAME, one.addresses, one.ways_out) for uid, one in here.items()
+        ]
+        inside = await asyncio.to_thread(inspection.damaged, expected)
+        for uid, why in {**await self._off_the_bridge(network, here), **inside}.items():
+            self._damaged(here[uid], Damage(why, interface=True))
+
+    async def _off_the_bridge(self, network: Network, here: Mapping[Uid, Attached]) -> dict[Uid, str]:
+        """Whose link on the node's side leads nowhere. Of what concerns the bridge itself one runtime is told: attaching it
+        anew mends the bridge, and the others keep their connections."""
+        there = bridge_of(network)
+        ports = {one.port: uid for uid, one in here.items() if one.port}
+        if there is None or not ports:
+            return {}
+        found = await bridge.look(there.bridge, self.launcher)
+        if found is None:
+            return dict.fromkeys(ports.values(), f"bridge {there.bridge} is gone")
+        up = {port.name: port.is_up for port in found.ports}
+        broken = {
+            uid: f"link {name} is no port of bridge {there.bridge}" for name, uid in ports.items() if name not in up
+        }
+        broken |= {uid: f"link {name} is down" for name, uid in ports.items() if up.get(name) is False}
+        wrong = "is down" if not found.is_up else _lost_as_gateway(there, found, here.values())
+        if not broken and wrong:
+            broken[min(ports.values())] = f"bridge {there.bridge} {wrong}"
+        return broken
+
+    async def _look_at_rules(self, network: Network, here: Mapping[Uid, Attached]) -> None:
+        """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
+        for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
+            present = [one for one in here.values() if version in _versions(one)]
+            for table, asked, has, hook in (
+                ("nat", [one for one in present if one.ports], _is_named, _LED_IN),
+                ("filter", present if _accepts(network) else [], partial(_is_accepted, version), _LED_ON),
+            ):
+                if not asked:
+                    continue
+                rules = await run(f"reading rules of table {table}", program, "-t", table, launcher=self.launcher)
+                there = [one for one in asked if has(one, rules)]
+                for one in asked:
+                    damage = await self._checked(network, one, table, rules) if one not in there else None
+                    if damage is not None:
+                        self._damaged(one, damage)
+                if there and hook.search(rules) is None:
+                    why = f"table {table} has lost the rule that leads to those of containers"
+                    self._damaged(there[0], Damage(why, interface=False))
+
+    def _damaged(self, attached: Attached, damage: Damage) -> None:
+        """Unless it was attached anew while we looked, or more than that is known already."""
+        uid, known = attached.ref.uid, self.attachments.damages.get(attached.ref.uid)
+        if self.attachments.get(uid) is not attached or known == damage:
+            return
+        if known is not None and known.interface and not damage.interface:
             return
         log.warning("network_damaged", uid=uid, why=damage.text)
         self.attachments.damages[uid] = damage
         self.wake(uid)
 
-    async def _without_rules(self, published: list[Attached]) -> list[Uid]:
-        """Whose ports no NAT rule names, in a family that it has an address of. The plugins write the container's id into a
-        comment of each of theirs."""
-        missing: dict[Uid, None] = {}
-        for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
-            asked = [one for one in published if version in _versions(one)]
-            if asked:
-                rules = await run("reading the port rules", program, "-t", "nat", launcher=self.launcher)
-                missing |= {one.ref.uid: None for one in asked if one.ref.uid not in rules}
-        return list(missing)
-
-    async def sweep(self, network: Network) -> None:
+    async def sweep(self, network: Network) -> list[SandboxFailed]:
         """Take away what is left of runtimes that are on no record, once a second look confirms it and nothing lives in
-        it: a record may be lost while its runtime runs. Raises `SandboxFailed`."""
+        it: a record may be lost while its runtime runs. What could not be taken away stays for the next sweep."""
+        return await _all_of(self._sweep_strangers(network), self.obstacles.sweep(network))
+
+    async def _sweep_strangers(self, network: Network) -> None:
         strangers = frozenset(await self.sandbox.inventory()) - self.known()
-        for uid in strangers & self._strangers:
-            if await self._is_inhabited(uid):
-                continue
+        twice_seen, self._strangers = strangers & self._strangers, strangers
+        failures = await _all_of(*(self._discard(uid, network) for uid in sorted(twice_seen)))
+        if failures:
+            raise failures[0]
+
+    async def _discard(self, uid: Uid, network: Network) -> None:
+        if not await self._is_inhabited(uid):
             log.warning("network_of_nobody", uid=uid, network=network.name)
             await self.sandbox.discard(uid)
-        self._strangers = strangers
-        await self.obstacles.sweep(network)
 
     async def _is_inhabited(self, uid: Uid) -> bool:
         try:
@@ -127,21 +184,76 @@ class Upkeep:
         except OSError as error:
             raise SandboxFailed(f"cannot see whether anything lives in {self.names / uid}: {error}") from error
 
-    async def _checked(self, network: Network, attached: Attached) -> Damage | None:
-        """What the plugins say of one that looks damaged: they alone know how their rules look."""
-        attachment = Attachment(attached.ref.uid, str(self.names / attached.ref.uid), IFNAME)
+    async def _checked(self, network: Network, attached: Attached, table: str, rules: str) -> Damage | None:
+        """What the plugins say of one that has nothing among these rules of iptables: they alone know how theirs look.
+
+        Only what is surely wrong with the interface has it attached anew, for that cuts connections; a plugin that cannot
+        tell is asked again next time. The firewall plugin may have its rules elsewhere, with firewalld.
+        """
+        uid = attached.ref.uid
+        attachment = Attachment(self.sandbox.settings.ids.id(uid), str(self.names / uid), IFNAME)
+        in_iptables = table == "nat" or ":CNI-FORWARD " in rules
         try:
-            await self.client.check(network, attachment)
+            if await self.client.check(network, attachment):
+                return None
+        except NotCached as error:
+            return Damage(str(error), interface=False)
         except CniError as error:
             verdict = classify(error)
-            if verdict.action is Action.IGNORE and not (
-                verdict.kind is ErrorClass.CHECK_UNRELIABLE and 6 in _versions(attached)
-            ):
-                return None  # what is missed is of a family that it has no address of
-            return Damage(f"[{verdict.kind.value}] {error}", interface=verdict.action not in _ABOUT_RULES)
-        return None
+            missing = verdict.kind is ErrorClass.RULES_MISSING
+            if verdict.kind is ErrorClass.CHECK_UNRELIABLE:
+                # What it misses is of a family that there may be no address of, and plugins after it were not asked.
+                missing = 6 in _versions(attached) if table == "nat" else in_iptables
+            if missing or verdict.kind in _OF_THE_INTERFACE:
+                return Damage(f"[{verdict.kind.value}] {error}", interface=not missing)
+            log.info("network_not_checked", uid=uid, kind=verdict.kind.value, error=str(error))
+            return None
+        return (
+            Damage("its rules are missing, and the network allows no CHECK", interface=False) if in_iptables else None
+        )
 
 
 def _versions(attached: Attached) -> frozenset[int]:
     """Of IP, that it has addresses of."""
     return frozenset(ip_address(address).version for address in attached.addresses)
+
+
+def _lost_as_gateway(there: Bridged, found: Bridge, here: Iterable[Attached]) -> str:
+    """What the bridge lacks of the addresses that runtimes send to on their way out."""
+    if not there.is_gateway:
+        return ""
+    given, own = ([ip_address(text) for text in texts] for texts in (_addresses_of(here), found.addresses))
+    for subnet in there.subnets:
+        if any(address in subnet for address in given) and not any(address in subnet for address in own):
+            return f"has lost its address of {subnet}"
+    return ""
+
+
+def _addresses_of(here: Iterable[Attached]) -> list[str]:
+    return [address for one in here for address in one.addresses]
+
+
+def _accepts(network: Network) -> bool:
+    return any(plugin.type == "firewall" for plugin in network.plugins)
+
+
+def _is_named(attached: Attached, rules: str) -> bool:
+    """portmap, and the bridge plugin, write the container's id into a comment of each of theirs."""
+    return attached.ref.uid in rules
+
+
+def _is_accepted(version: int, attached: Attached, rules: str) -> bool:
+    """The firewall plugin has a rule for each address, written as iptables-save(8) does."""
+    found = [address for address in map(ip_address, attached.addresses) if address.version == version]
+    return all(f"-A CNI-FORWARD -s {address}/{address.max_prefixlen} -j ACCEPT" in rules for address in found)
+
+
+async def _all_of(*parts: Coroutine[Any, Any, None]) -> list[SandboxFailed]:
+    """Each, one after the other, whatever became of those before it."""
+    failures = []
+    for part in parts:
+        try:
+            await part
+        except SandboxFailed as error:
+            failures.append(error)
+    return failures

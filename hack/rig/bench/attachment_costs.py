@@ -11,7 +11,7 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from perdure.api.names import Kind, NamespaceUid, RuntimeRef, Uid
@@ -85,7 +85,7 @@ async def _attach_once(attaching: Attaching, meter: Meter, port: int | None) -> 
         await upkeep.isolation.expel(uid)
     with meter.measuring("firewall: admit"):
         await upkeep.isolation.admit(attached)
-    attachment = attachment_at(upkeep.names / uid, port)
+    attachment = replace(attachment_at(upkeep.names / uid, port), container_id=upkeep.sandbox.settings.ids.id(uid))
     with meter.measuring("DEL"):
         await upkeep.client.delete(attaching.network, attachment)
     with meter.measuring("ADD"):

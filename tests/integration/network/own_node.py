@@ -30,6 +30,7 @@ from perdure.cli.networks import Networks, Patience, open_networks
 from perdure.cli.settings import NodeSettings
 from perdure.network import leftovers, netns
 from perdure.network.cni import configuration
+from perdure.network.container_ids import ContainerIds
 from perdure.plan.world import HostPort
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
@@ -37,6 +38,7 @@ PLUGINS = Path("/usr/lib/cni")
 NAME, BRIDGE = "agents", "agents0"
 SUBNET4, SUBNET6 = "10.89.0.0/24", "fd89::/64"
 GATEWAY4 = "10.89.0.1"
+INSTALLATION = InstallationId("11111111-0000-4000-8000-000000000001")
 WAIT_SECONDS = 20.0
 """For what must arrive."""
 CLONE_NEWNET = 0x4000_0000
@@ -150,9 +152,8 @@ class OwnNode:
             allocatable_bytes=0,
             max_concurrent_starts=1,
         )
-        installation = InstallationId("11111111-0000-4000-8000-000000000001")
         return await open_networks(
-            installation, settings, self.woken.append, lambda: frozenset(self.known), self.patience
+            INSTALLATION, settings, self.woken.append, lambda: frozenset(self.known), self.patience
         )
 
     def network(self) -> configuration.Network:
@@ -167,6 +168,10 @@ class OwnNode:
         asked = tuple(RuntimePort(name=port.name, container_port=80, protocol=PortProtocol.TCP) for port in ports)
         spec = RuntimeSpec(image="any", network=Network(mode=NetworkMode.CNI, policy=policy), ports=asked)
         return SandboxPlan(ref, spec, ports)
+
+    def container(self, uid: Uid) -> str:
+        """What plugins know it by."""
+        return ContainerIds.of(INSTALLATION).id(uid)
 
     def netns(self, uid: Uid) -> Path:
         return self.run_dir / "cni/netns" / uid

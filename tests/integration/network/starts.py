@@ -127,7 +127,7 @@ class Starts:
         async with self._places:
             await self._until("remove", plan.ref, lambda: self.networks.sandbox.remove(plan.ref))
         self.node.known.discard(plan.ref.uid)
-        self.outcome.leaking += plan.ref.uid in await asyncio.to_thread(self.node.lessees)
+        self.outcome.leaking += self.node.container(plan.ref.uid) in await asyncio.to_thread(self.node.lessees)
 
     async def _attach(self, plan: SandboxPlan, ports: tuple[HostPort, ...]) -> None:
         sandbox = self.networks.sandbox
@@ -156,8 +156,8 @@ class Starts:
         """Until cancelled: what an agent does beside."""
         network = self.node.network()
         while True:
-            await self.networks.upkeep.look(network)
-            await self.networks.upkeep.sweep(network)
+            failures = [*await self.networks.upkeep.look(network), *await self.networks.upkeep.sweep(network)]
+            self.outcome.lost += [f"looking after: {failure}" for failure in failures]
             await asyncio.sleep(LOOK_SECONDS)
 
     async def talk(self, conversation: Conversation) -> None:

@@ -223,7 +223,7 @@ async def test_whoever_is_attached_is_removed_whatever_became_of_the_configurati
         "only whoever knows the network knows its firewall"
     )
     node.write()
-    await agent.upkeep.look(node.network())
+    assert await agent.upkeep.look(node.network()) == []
     assert node.traces() == []
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import pytest
 from tests.integration.network.own_node import BRIDGE, GATEWAY4, PORTMAP, OwnNode, bridge, run, socket_in, tcp
 
-from perdure.api.names import Uid
+from perdure.api.names import InstallationId, Uid
 from perdure.cli.networks import Networks
+from perdure.network.container_ids import ContainerIds
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import SandboxFacts
 from perdure.reconcile.ports.sandbox import SandboxPlan
@@ -34,7 +35,7 @@ class Pair:
     facts: SandboxFacts
 
     async def look(self) -> None:
-        await self.agent.upkeep.look(self.node.network())
+        assert await self.agent.upkeep.look(self.node.network()) == []
 
     async def damage(self, uid: Uid) -> str:
         plan = self.published if uid == self.published.ref.uid else self.plain
@@ -172,6 +173,153 @@ async def test_a_link_that_is_deleted_on_the_node_s_side_is_made_anew(node: OwnN
     assert node.traces() == []
 
 
+async def test_a_bridge_that_was_deleted_is_made_anew_with_everybody_on_it(node: OwnNode) -> None:
+    here = await pair(node)
+    run("ip", "link", "delete", BRIDGE)
+    await here.look()
+    both = {here.published.ref.uid, here.plain.ref.uid}
+    assert set(node.woken) == both
+    assert {await here.damage(uid) for uid in both} == {f"bridge {BRIDGE} is gone"}
+    here.facts = await here.agent.sandbox.attach(here.published)
+    await here.agent.sandbox.attach(here.plain)
+    assert here.port_leads_in()
+    with here.connected():
+        node.woken.clear()
+        await here.look()
+    assert node.woken == []
+
+
+@pytest.mark.parametrize("change", [("nomaster",), ("down",)], ids=["taken off the bridge", "down"])
+async def test_a_link_that_leads_nowhere_is_seen_from_the_node_s_side(node: OwnNode, change: tuple[str, ...]) -> None:
+    here = await pair(node)
+    uid = here.published.ref.uid
+    attached = here.agent.upkeep.attachments.get(uid)
+    assert attached is not None
+    run("ip", "link", "set", attached.port, *change)
+    await here.look()
+    assert node.woken == [uid]
+    here.facts = await here.agent.sandbox.attach(here.published)
+    assert here.port_leads_in()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("link", "set", BRIDGE, "down"), ("address", "flush", "dev", BRIDGE, "scope", "global")],
+    ids=["down", "without its address"],
+)
+async def test_a_bridge_that_was_changed_is_mended_by_one_of_those_on_it(
+    node: OwnNode, change: tuple[str, ...]
+) -> None:
+    here = await pair(node)
+    run("ip", *change)
+    await here.look()
+    (uid,) = node.woken
+    plan = here.published if uid == here.published.ref.uid else here.plain
+    facts = await here.agent.sandbox.attach(plan)
+    here.facts = facts if plan is here.published else here.facts
+    assert here.port_leads_in()
+    node.woken.clear()
+    await here.look()
+    assert node.woken == []
+
+
+async def test_a_way_out_that_was_lost_comes_back(node: OwnNode) -> None:
+    here = await pair(node)
+    uid = here.plain.ref.uid
+    node.inside(uid, "ip", "route", "delete", "default")
+    await here.look()
+    assert "default route of IPv4" in await here.damage(uid)
+    await here.agent.sandbox.attach(here.plain)
+    assert "default" in node.inside(uid, "ip", "route")
+
+
+FIREWALL: dict[str, object] = {"type": "firewall"}
+
+
+@pytest.mark.parametrize("flushed", [("-F",), ("-F", "FORWARD"), ("-F", "CNI-FORWARD")], ids=["all", "hook", "own"])
+async def test_rules_of_the_firewall_plugin_come_back_for_everybody_and_connections_stay(
+    node: OwnNode, flushed: tuple[str, ...]
+) -> None:
+    here = await pair(node, bridge(), PORTMAP, FIREWALL)
+    before = sorted(node.traces())
+    with here.connected():
+        run("iptables", *flushed)
+        await here.look()
+        assert node.woken
+        for plan in (here.published, here.plain):
+            await here.agent.sandbox.attach(plan)
+        node.woken.clear()
+        await here.look()
+        assert node.woken == []
+    assert sorted(node.traces()) == before
+    rules = run("iptables-save", "-t", "filter")
+    assert "-j CNI-FORWARD" in rules
+    assert all(f"-A CNI-FORWARD -s {address}/32 -j ACCEPT" in rules for address in here.facts.addresses)
+
+
+async def test_a_lost_rule_that_leads_to_ports_comes_back(node: OwnNode) -> None:
+    here = await pair(node)
+    run("iptables", "-t", "nat", "-F", "PREROUTING")
+    await here.look()
+    assert node.woken == [here.published.ref.uid]
+    await here.agent.sandbox.attach(here.published)
+    assert "-j CNI-HOSTPORT-DNAT" in run("iptables", "-t", "nat", "-S", "PREROUTING")
+
+
+async def test_flushed_port_rules_come_back_where_the_network_allows_no_check(node: OwnNode) -> None:
+    node.write(disableCheck=True)
+    agent, published = await node.agent(), node.plan(tcp(7001))
+    await agent.sandbox.create(published)
+    here = Pair(node, agent, published, published, await agent.sandbox.attach(published))
+    run("iptables", "-t", "nat", "-F")
+    await here.look()
+    assert node.woken == [published.ref.uid]
+    assert await agent.sandbox.attach(published) == here.facts
+    assert here.port_leads_in()
+
+
+async def test_a_plugin_that_cannot_tell_does_not_cost_anybody_the_network(node: OwnNode) -> None:
+    """The rules are gone and portmap is, too: nothing can be repaired now, and what works is left alone."""
+    here = await pair(node)
+    without = node.folder / "plugins"
+    without.mkdir()
+    for name in ("bridge", "host-local"):
+        (without / name).symlink_to(node.plugins[0] / name)
+    node.plugins = (without,)
+    here.agent = await node.agent()
+    run("iptables", "-t", "nat", "-F")
+    with here.connected():
+        await here.look()
+    assert node.woken == []
+
+
+async def test_a_subnet_that_is_none_is_told_and_ends_nothing(node: OwnNode) -> None:
+    node.write(bridge("10.89.0.0/33"))
+    agent = await node.agent()
+    for _ in range(2):
+        (told,) = await agent.upkeep.go_round(sweep=True)
+        assert "10.89.0.0/33" in told
+    node.write()
+    assert await agent.upkeep.go_round(sweep=True) == frozenset()
+
+
+async def test_what_others_have_on_the_same_network_is_never_taken(node: OwnNode) -> None:
+    """A Pod, and a runtime of another installation: of neither has this agent ever heard."""
+    here = await pair(node, bridge(), PORTMAP, FIREWALL)
+    pod, other = "c" * 64, ContainerIds.of(InstallationId("another")).id(here.published.ref.uid)
+    for container, address in ((pod, "10.89.0.50"), (other, "10.89.0.51")):
+        (node.leases / "agents" / address).write_text(f"{container}\r\neth0")
+        comment = f'dnat name: "agents" id: "{container}"'
+        run("iptables", "-t", "nat", "-A", "CNI-HOSTPORT-DNAT", "-m", "comment", "--comment", comment, "-j", "RETURN")
+        run("iptables", "-A", "CNI-FORWARD", "-s", f"{address}/32", "-j", "ACCEPT")
+    before = sorted(node.traces())
+    rules = [line for line in run("iptables-save").splitlines() if line.startswith("-A")]
+    for _ in range(3):
+        assert await here.agent.upkeep.sweep(node.network()) == []
+    assert sorted(node.traces()) == before
+    assert [line for line in run("iptables-save").splitlines() if line.startswith("-A")] == rules
+
+
 async def test_after_a_reboot_everything_is_made_anew_and_addresses_of_before_are_freed(node: OwnNode) -> None:
     here = await pair(node)
     node.reboot()
@@ -185,7 +333,7 @@ async def test_after_a_reboot_everything_is_made_anew_and_addresses_of_before_ar
     here.facts = await sandbox.attach(here.published)
     assert here.port_leads_in()
     for _ in range(2):
-        await here.agent.upkeep.sweep(node.network())
+        assert await here.agent.upkeep.sweep(node.network()) == []
     assert node.leased() == list(here.facts.addresses)
     await sandbox.remove(here.published.ref)
     assert node.traces() == []
@@ -208,15 +356,15 @@ async def test_what_nobody_has_goes_on_the_second_look_and_others_keep_theirs(no
     other = await another_network(node)
     theirs = of_second(other)
     node.known.discard(here.published.ref.uid)
-    run("ip", "link", "add", "half0", "type", "veth", "peer", "name", "half1")
-    run("ip", "link", "set", "half0", "master", BRIDGE)
+    run("ip", "link", "add", "vethcafe0123", "type", "veth", "peer", "name", "half1")
+    run("ip", "link", "set", "vethcafe0123", "master", BRIDGE)
     before = sorted(node.traces())
-    await here.agent.upkeep.sweep(node.network())
+    assert await here.agent.upkeep.sweep(node.network()) == []
     assert sorted(node.traces()) == before, "seen once is not enough"
-    await here.agent.upkeep.sweep(node.network())
+    assert await here.agent.upkeep.sweep(node.network()) == []
     left = node.traces()
     assert not [trace for trace in left if here.published.ref.uid in trace or here.facts.addresses[0] in trace]
-    assert not [trace for trace in left if "half" in trace]
+    assert not [trace for trace in left if "half" in trace or "cafe" in trace]
     assert len(node.leased()) == 1
     assert of_second(other) == theirs
 
@@ -225,12 +373,12 @@ async def test_what_is_left_of_a_record_that_was_lost_is_swept(node: OwnNode) ->
     here = await pair(node, bridge(ipMasq=True), PORTMAP, {"type": "firewall"})
     uid = here.published.ref.uid
     node.known.discard(uid)
-    for part in (f"results/agents-{uid}-eth0", f"attached/{uid}"):
+    for part in (f"results/agents-{node.container(uid)}-eth0", f"attached/{uid}"):
         (node.run_dir / "cni" / part).unlink()
     here.agent = await node.agent()
     await here.look()
     for _ in range(4):
-        await here.agent.upkeep.sweep(node.network())
+        assert await here.agent.upkeep.sweep(node.network()) == []
     left = node.traces()
     assert not [trace for trace in left if uid in trace or here.facts.addresses[0] in trace]
     assert len([trace for trace in left if trace.startswith("link ")]) == 1
@@ -244,9 +392,9 @@ async def test_a_namespace_that_somebody_lives_in_is_nobody_s_to_take(node: OwnN
     before = sorted(node.traces())
     with living_in(node, uid):
         for _ in range(3):
-            await here.agent.upkeep.sweep(node.network())
+            assert await here.agent.upkeep.sweep(node.network()) == []
         assert sorted(node.traces()) == before
-    await here.agent.upkeep.sweep(node.network())
+    assert await here.agent.upkeep.sweep(node.network()) == []
     assert not [trace for trace in node.traces() if uid in trace]
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from perdure.api.names import Uid
 from perdure.network import netns
-from perdure.network.inspection import without_address
+from perdure.network.inspection import Expected, damaged
 from perdure.network.netns import NameState
 
 pytestmark = pytest.mark.root
@@ -142,20 +142,29 @@ def test_what_is_wrong_with_an_interface_is_seen_from_outside(
 ) -> None:
     if change is not None:
         ip(attached, *change)
-    found = without_address([(ONE, attached, "eth0", address)])
+    found = damaged([Expected(ONE, attached, "eth0", (address,))])
     assert found == ({} if wrong is None else {ONE: wrong.format(address=address)})
 
 
 @pytest.mark.parametrize(("lost", "kept"), [(ADDRESS4, ADDRESS6), (ADDRESS6, ADDRESS4)])
 def test_each_family_is_looked_at_by_itself(attached: Path, lost: str, kept: str) -> None:
     ip(attached, "addr", "del", f"{lost}/{24 if lost == ADDRESS4 else 64}", "dev", "eth0")
-    expected = [(ONE, attached, "eth0", lost), (TWO, attached, "eth0", kept)]
-    assert without_address(expected) == {ONE: f"interface eth0 has lost address {lost}"}
+    expected = [Expected(ONE, attached, "eth0", (kept, lost)), Expected(TWO, attached, "eth0", (kept,))]
+    assert damaged(expected) == {ONE: f"interface eth0 has lost address {lost}"}
+
+
+@pytest.mark.parametrize(("version", "gateway"), [(4, "10.88.0.1"), (6, "fd88::1")])
+def test_a_way_out_that_was_lost_is_seen(attached: Path, version: int, gateway: str) -> None:
+    expected = [Expected(ONE, attached, "eth0", (ADDRESS4, ADDRESS6), (version,))]
+    assert damaged(expected) == {ONE: f"interface eth0 has lost the default route of IPv{version}"}
+    ip(attached, f"-{version}", "route", "add", "default", "via", gateway)
+    assert damaged(expected) == {}
 
 
 def test_another_address_than_the_expected_one_does_not_do(attached: Path) -> None:
     for other in ("10.88.0.20", "fd88::20"):
-        assert without_address([(ONE, attached, "eth0", other)]) == {ONE: f"interface eth0 has lost address {other}"}
+        expected = [Expected(ONE, attached, "eth0", (other,))]
+        assert damaged(expected) == {ONE: f"interface eth0 has lost address {other}"}
 
 
 def test_namespaces_are_looked_at_one_after_another_and_the_looker_stays_at_home(attached: Path, folder: Path) -> None:
@@ -163,11 +172,11 @@ def test_namespaces_are_looked_at_one_after_another_and_the_looker_stays_at_home
     (folder / "plain").touch()
     here, threads = inode("/proc/thread-self/ns/net"), threading.active_count()
     expected = [
-        (TWO, folder / TWO, "eth0", ADDRESS4),
-        (Uid("plain"), folder / "plain", "eth0", ADDRESS4),
-        (Uid("nothing"), folder / "nothing", "eth0", ADDRESS4),
-        (ONE, attached, "eth0", ADDRESS4),
+        Expected(TWO, folder / TWO, "eth0", (ADDRESS4,)),
+        Expected(Uid("plain"), folder / "plain", "eth0", (ADDRESS4,)),
+        Expected(Uid("nothing"), folder / "nothing", "eth0", (ADDRESS4,)),
+        Expected(ONE, attached, "eth0", (ADDRESS4,)),
     ]
-    assert without_address(expected) == {TWO: "interface eth0 is gone"}
+    assert damaged(expected) == {TWO: "interface eth0 is gone"}
     assert inode("/proc/thread-self/ns/net") == here
     assert threading.active_count() == threads

@@ -16,6 +16,7 @@ from tests.integration.network.node import Node
 
 from perdure.network import bridge, leftovers
 from perdure.network.cni.cache import Cache, Record
+from perdure.network.container_ids import ContainerIds
 from perdure.network.sweeps import Known, LeftoverKind, Places, Sweeper, Swept
 
 pytestmark = pytest.mark.root
@@ -23,6 +24,8 @@ pytestmark = pytest.mark.root
 PLUGINS = Path("/usr/lib/cni")
 BRIDGE = "cni7"
 PATIENCE = 300.0
+IDS = ContainerIds("ours-")
+LOST, STAYS, ALIVE = "ours-lost", "ours-stays", "ours-alive"
 
 
 @dataclass
@@ -39,7 +42,7 @@ class Site:
     @property
     def places(self) -> Places:
         subnets = (ip_network("10.77.0.0/24"), ip_network("fd77::/64"))
-        return Places("agents", BRIDGE, subnets, self.folder / "data" / "agents", Cache(self.folder))
+        return Places("agents", BRIDGE, subnets, self.folder / "data" / "agents", Cache(self.folder), IDS)
 
     def sweeper(self) -> Sweeper:
         return Sweeper(self.places, self.known, patience=PATIENCE, launcher=self.node.launcher, clock=lambda: self.now)
@@ -122,14 +125,19 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 async def test_nothing_of_a_lost_runtime_is_left_and_nothing_of_others_is_touched(site: Site) -> None:
-    site.attach("stays", 7001)
-    site.attach("foreign", 7002, network="somebody")
-    site.containers.discard("foreign")
+    site.attach(STAYS, 7001)
+    site.attach("ours-elsewhere", 7002, network="somebody")
+    site.attach("a-pod", 7004)
+    site.places.cache.remove("agents", "a-pod", "eth0")
+    site.containers -= {"ours-elsewhere", "a-pod"}
+    site.addresses -= {
+        found.address for found in leftovers.reserved(site.places.addresses) if found.container == "a-pod"
+    }
     before = site.traces()
-    site.attach("lost", 7003)
+    site.attach(LOST, 7003)
     address = max(found.address for found in leftovers.reserved(site.places.addresses) if "." in found.address)
-    site.lose("lost")
-    assert "lost" in site.traces()
+    site.lose(LOST)
+    assert LOST in site.traces()
     swept = await site.sweep_twice(site.sweeper())
     assert swept.failures == []
     assert {kind: len([one for one in swept.removed if one.kind is kind]) for kind in LeftoverKind} == {
@@ -139,7 +147,7 @@ async def test_nothing_of_a_lost_runtime_is_left_and_nothing_of_others_is_touche
         LeftoverKind.LINK: 0,
     }
     after = site.traces()
-    assert "lost" not in after
+    assert LOST not in after
     assert f"{address}/32" not in after
     assert _without_noise(after) == _without_noise(before)
     assert (await site.sweeper().sweep()).suspected == []
@@ -151,8 +159,8 @@ def _without_noise(traces: str) -> list[str]:
 
 
 async def test_nothing_is_removed_before_the_patience_is_over(site: Site) -> None:
-    site.attach("lost", 7001)
-    site.lose("lost")
+    site.attach(LOST, 7001)
+    site.lose(LOST)
     sweeper = site.sweeper()
     before = _without_noise(site.traces())
     for _ in range(3):
@@ -164,56 +172,57 @@ async def test_nothing_is_removed_before_the_patience_is_over(site: Site) -> Non
 
 
 async def test_a_runtime_that_came_back_keeps_its_things(site: Site) -> None:
-    site.attach("lost", 7001)
+    site.attach(LOST, 7001)
     held = set(site.addresses)
-    site.lose("lost")
+    site.lose(LOST)
     sweeper = site.sweeper()
     await sweeper.sweep()
-    site.containers.add("lost")
+    site.containers.add(LOST)
     site.addresses |= held
     site.now += PATIENCE
     assert (await sweeper.sweep()).removed == []
-    site.containers.discard("lost")
+    site.containers.discard(LOST)
     site.addresses.clear()
     site.now += PATIENCE
     assert (await sweeper.sweep()).removed == []  # a sighting that was interrupted begins anew
 
 
 async def test_an_owner_that_is_back_between_the_look_and_the_removal_keeps_everything(site: Site) -> None:
-    site.attach("lost", 7001)
-    site.lose("lost")
-    asked: list[int] = []
+    site.attach(LOST, 7001)
+    site.lose(LOST)
+    asked, in_one_look = 0, 1000
 
     def known() -> Known:
         """Known again after each kind of leftover was looked for in the second sweep."""
-        asked.append(0)
-        back = len(asked) > 10
+        nonlocal asked
+        asked += 1
+        back = asked > 2 * in_one_look
         return Known(
-            frozenset({"lost"} if back else ()), frozenset({"10.77.0.2", "fd77::2"} if back else ()), frozenset()
+            frozenset({LOST} if back else ()), frozenset({"10.77.0.2", "fd77::2"} if back else ()), frozenset()
         )
 
     sweeper = Sweeper(site.places, known, patience=0, launcher=site.node.launcher, clock=lambda: site.now)
     assert (await sweeper.sweep()).removed == []
-    assert len(asked) == 5
+    in_one_look = asked
     site.now += 1
     before = _without_noise(site.traces())
     assert (await sweeper.sweep()).removed == []
-    assert len(asked) > 10
+    assert asked > 2 * in_one_look
     assert _without_noise(site.traces()) == before
 
 
 async def test_an_address_file_that_is_another_s_by_now_stays(site: Site) -> None:
-    site.attach("lost", 7001)
+    site.attach(LOST, 7001)
     (one, *_) = leftovers.reserved(site.places.addresses)
     one.path.write_text("heir\r\neth0")
     assert not leftovers.release(one)
     assert one.path.exists()
-    assert not leftovers.release(leftovers.ReservedAddress(one.path.parent / "10.77.0.200", "lost", "eth0"))
+    assert not leftovers.release(leftovers.ReservedAddress(one.path.parent / "10.77.0.200", LOST, "eth0"))
 
 
 async def test_a_working_plugin_holds_sweeps_off_one_address_and_nothing_else(site: Site) -> None:
-    site.attach("lost", 7001)
-    site.lose("lost")
+    site.attach(LOST, 7001)
+    site.lose(LOST)
     with (site.places.addresses / "lock").open("r") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         swept = await site.sweep_twice(sweeper := site.sweeper())
@@ -224,8 +233,8 @@ async def test_a_working_plugin_holds_sweeps_off_one_address_and_nothing_else(si
 
 
 async def test_errors_of_one_kind_do_not_stop_the_others(site: Site) -> None:
-    site.attach("lost", 7001)
-    site.lose("lost")
+    site.attach(LOST, 7001)
+    site.lose(LOST)
     broken = site.folder / "results"
     for path in broken.iterdir():
         path.unlink()
@@ -240,7 +249,7 @@ async def test_errors_of_one_kind_do_not_stop_the_others(site: Site) -> None:
 
 
 async def test_unreadable_results_and_living_links_are_reported(site: Site) -> None:
-    site.attach("alive", 7001)
+    site.attach(ALIVE, 7001)
     (port,) = site.ports
     site.ports.clear()
     (site.folder / "results" / "agents-x-eth0").write_text("half a fi")
@@ -254,19 +263,22 @@ async def test_unreadable_results_and_living_links_are_reported(site: Site) -> N
 
 
 async def test_a_half_made_link_is_removed(site: Site) -> None:
-    site.attach("alive", 7001)
+    site.attach(ALIVE, 7001)
     site.node.batch(
         site.node.name,
-        "link add half0 type veth peer name half1",
-        f"link set half0 master {BRIDGE}",
+        "link add vethcafe0123 type veth peer name half1",
+        f"link set vethcafe0123 master {BRIDGE}",
+        "link add uplink0 type veth peer name uplink1",
+        f"link set uplink0 master {BRIDGE}",
         "link add other9 type ifb",
         f"link set other9 master {BRIDGE}",
     )
     swept = await site.sweep_twice(site.sweeper())
-    assert [(one.kind, one.what) for one in swept.removed] == [(LeftoverKind.LINK, "half0")]
+    assert [(one.kind, one.what) for one in swept.removed] == [(LeftoverKind.LINK, "vethcafe0123")]
+    assert [one.what for one in swept.left_alone] == ["uplink0"], "somebody made it by hand"
     found = await bridge.look(BRIDGE, site.node.launcher)
     assert found is not None
-    assert {port.name for port in found.ports} == {*site.ports, "other9"}
+    assert {port.name for port in found.ports} == {*site.ports, "other9", "uplink0"}
 
 
 async def test_a_node_without_anything_has_nothing_to_sweep(site: Site) -> None:

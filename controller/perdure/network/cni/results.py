@@ -5,7 +5,7 @@ Read leniently, because versions 0.3.1 to 1.1.0 differ in members that nothing h
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_interface
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
 import msgspec
 
@@ -75,6 +75,19 @@ def parse(data: bytes, cni_version: str) -> Result:
         dns=members.dns or ResultDns(),
         document=encode({**document, "cniVersion": raw(cni_version)}),
     )
+
+
+def default_routes(result: Result) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Destinations of the routes to everywhere. A destination that is none is left out."""
+    found = []
+    for route in result.routes:
+        try:
+            network = ip_network(route.dst)
+        except ValueError:
+            continue
+        if network.prefixlen == 0:
+            found.append(network)
+    return tuple(found)
 
 
 def addresses(result: Result, ifname: str) -> tuple[Address, ...]:
