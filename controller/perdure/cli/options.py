@@ -216,7 +216,11 @@ node = together(
         default="/etc/cni/net.d",
         help="Network configurations. While it holds one, runtimes that do not say otherwise get a network.",
     ),
-    option("--cni-network", metavar="NAME", help="The network to use. Default: the first one in the folder."),
+    option(
+        "--cni-network",
+        metavar="NAME",
+        help="The network to use: one that no Pods are on. Default: the first in the folder.",
+    ),
     option(
         "--cni-bin-dir",
         "cni_bin_dirs",
