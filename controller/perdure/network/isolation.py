@@ -10,12 +10,12 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import product
 
 import structlog
 
 from perdure.api.conditions import Reason
-from perdure.api.names import InstallationId, Uid
-from perdure.api.network import NetworkPeer
+from perdure.api.names import InstallationId, Kind, Uid
 from perdure.network.attachments import Attached, Attachments
 from perdure.network.bridged import bridged
 from perdure.network.cni.configuration import Network
@@ -25,6 +25,8 @@ from perdure.reconcile.ports.errors import SandboxFailed
 
 log = structlog.get_logger(__name__)
 
+_Called = tuple[str, Kind | None, str | None]
+"""Namespace, kind and name of a runtime as a policy says them; None: any."""
 RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
 """Of the node, opened where its runtimes are told to ask the node itself for names."""
 
@@ -130,22 +132,18 @@ class Isolation:
 
 
 def allowed(here: Iterable[Attached]) -> frozenset[Allowed]:
-    """The pairs that policies open; runtimes of one namespace need none."""
+    """The pairs that policies open; runtimes of one namespace need none. Costs what there are pairs, not what is listed."""
     everybody = tuple(here)
+    sources: dict[_Called, list[Uid]] = {}
+    for one in everybody:
+        for kind, name in product((None, one.ref.kind), (None, one.ref.name)):
+            sources.setdefault((one.ref.namespace, kind, name), []).append(one.ref.uid)
     return frozenset(
-        Allowed(source.ref.uid, target.ref.uid)
+        Allowed(source, target.ref.uid)
         for target in everybody
-        for peer in target.policy.allow_from
-        for source in everybody
-        if source.ref.uid != target.ref.uid and _is(source, peer, target)
-    )
-
-
-def _is(source: Attached, peer: NetworkPeer, target: Attached) -> bool:
-    return (
-        source.ref.namespace == (peer.namespace or target.ref.namespace)
-        and peer.kind in (None, source.ref.kind)
-        and peer.name in (None, source.ref.name)
+        for peer in frozenset(target.policy.allow_from)
+        for source in sources.get((peer.namespace or target.ref.namespace, peer.kind, peer.name), ())
+        if source != target.ref.uid
     )
 
 
