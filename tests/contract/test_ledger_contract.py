@@ -584,6 +584,28 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     assert [facts.sequence for facts in await ledger.archives(ref().identity, None)] == [retained.sequence]
 
 
+async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_claims(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref("uid-1"), lease, "1")
+    bad = await archived(ledger, ref("uid-1"), lease, "2")
+    await ledger.quarantine(bad.sequence, "the hash is wrong")
+    await ledger.apply([finished(ref("uid-2"), snapshot_key="key-1")], NAME_A)
+    forged = ref("uid-9", namespace="team-b")
+    named = Restore(policy=RestorePolicy.ARCHIVE, archive=facts.object_name)
+    for restore in (LATEST, named):
+        assert await known(ledger, forged, restore) == LedgerFacts()
+        assert not (await controller.read(forged, restore)).archive_known
+    assert await ledger.archives(forged.identity, None) == ()
+    assert await ledger.purgeable(forged.identity) == ()
+    await ledger.announce_removal(facts.sequence, lease)
+    of_that_life = ref("uid-1", namespace="team-b")
+    await ledger.apply([finished(ref("uid-1"), snapshot_key=facts.snapshot_key)], NAME_A)
+    assert (await known(ledger, of_that_life)).put_away is None
+    await ledger.take_removal_back(of_that_life, facts.snapshot_key, lease)
+    assert (await known(ledger, ref("uid-1"))).put_away == facts
+
+
 async def test_a_purge_that_was_begun_is_finished_by_the_node_that_has_the_archive(rig: Rig) -> None:
     lease = await rig.agent(NODE_A).acquire("key", TTL)
     here, there, anywhere = [

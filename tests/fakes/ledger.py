@@ -202,15 +202,12 @@ class LedgerTables:
         )
         return max(bad, default=None)
 
-    def named(self, namespace_uid: NamespaceUid, restore: Restore) -> ArchiveFacts | None:
+    def named(self, ref: RuntimeRef, restore: Restore) -> ArchiveFacts | None:
         if restore.policy is not RestorePolicy.ARCHIVE or not restore.archive:
             return None
         for entry in self.archives.values():
-            if (entry.ref.namespace_uid, entry.facts.object_name, entry.state) == (
-                namespace_uid,
-                restore.archive,
-                "verified",
-            ):
+            of = entry.ref.namespace_uid, entry.ref.namespace, entry.facts.object_name, entry.state
+            if of == (ref.namespace_uid, ref.namespace, restore.archive, "verified"):
                 return entry.facts
         return None
 
@@ -261,7 +258,7 @@ class FakeAgentLedger(_Fake):
                 force_released=this.force_release_reason is not None,
                 latest=self.tables.latest(ref.identity),
                 quarantined=self.tables.quarantined(ref.identity),
-                named=self.tables.named(ref.namespace_uid, restore),
+                named=self.tables.named(ref, restore),
                 unarchived=tuple(
                     other.ref.uid
                     for other in self.tables.runtimes.values()
@@ -584,7 +581,7 @@ class FakeControllerLedger(_Fake):
         if restore.policy is RestorePolicy.LATEST:
             archive = self.tables.latest(ref.identity)
         elif restore.policy is RestorePolicy.ARCHIVE:
-            archive = self.tables.named(ref.namespace_uid, restore)
+            archive = self.tables.named(ref, restore)
         runtime = self.tables.runtimes.get(ref.uid)
         return BoundRow(
             binding=self.tables.bindings.get(ref.uid),

@@ -257,11 +257,14 @@ class PostgresAgentLedger:
         parameters = {
             "installation": self._installation,
             "namespace_uid": identity.namespace_uid,
+            "namespace": identity.namespace,
             "kind": identity.kind,
             "name": identity.name,
             **more,
         }
-        rows = await self._database.rows(f"listing {what} of {identity.kind} {identity.name}", statement, parameters)
+        rows = await self._database.rows(
+            f"listing {what} of {identity.kind} {identity.namespace}/{identity.name}", statement, parameters
+        )
         return tuple(map(catalogue.archive_facts, rows))
 
     async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
