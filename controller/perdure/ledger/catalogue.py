@@ -225,7 +225,8 @@ KEPT = """
 """What was put away, unless data is known that came after it: no snapshot's key is used twice."""
 
 FACTS = sql.SQL(f"""
-SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
+SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapshot_key,
+       this.released_at IS NOT NULL AS released,
        this.force_released_at IS NOT NULL AS force_released, {LATEST} AS latest, {NAMED} AS named,
        {KEPT} AS put_away,
        (SELECT max(bad.sequence) FROM archives AS bad
@@ -256,10 +257,12 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
               ORDER BY old.sequence) AS purgeable
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
+  LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
 """)
 
 BOUND = sql.SQL(f"""
-SELECT binding.node_name, binding.node_id, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named
+SELECT binding.node_name, binding.node_id, this.namespace_uid, this.released_at IS NOT NULL AS released,
+       {LATEST} AS latest, {NAMED} AS named
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
   LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
@@ -267,7 +270,8 @@ SELECT binding.node_name, binding.node_id, this.released_at IS NOT NULL AS relea
 
 UNPUBLISHED = sql.SQL("""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND state = 'verified' AND published_at IS NULL
+ WHERE installation = %(installation)s AND state = 'verified' AND published_at IS NULL AND sequence > %(after)s
+   AND (%(uid)s::text IS NULL OR uid = %(uid)s)
  ORDER BY sequence LIMIT %(limit)s
 """)
 
@@ -280,7 +284,8 @@ UPDATE archives
 
 PURGED = sql.SQL("""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND state = 'purged' AND unpublished_at IS NULL
+ WHERE installation = %(installation)s AND state = 'purged' AND unpublished_at IS NULL AND sequence > %(after)s
+   AND (%(uid)s::text IS NULL OR (kind, namespace, name) = (%(kind)s, %(namespace)s, %(name)s))
  ORDER BY sequence LIMIT %(limit)s
 """)
 
@@ -318,6 +323,19 @@ def entry_parameters(installation: InstallationId, found: ArchiveFacts, ref: Run
         "uncompressed_bytes": found.uncompressed_bytes,
         "empty": found.empty,
         "object_name": object_name(ref.kind, ref.name, found.sequence),
+    }
+
+
+def page_parameters(installation: InstallationId, limit: int, after: int, of: RuntimeRef | None) -> dict[str, object]:
+    """Of `UNPUBLISHED` and `PURGED`."""
+    return {
+        "installation": installation,
+        "limit": limit,
+        "after": after,
+        "uid": of.uid if of is not None else None,
+        "kind": of.kind if of is not None else None,
+        "namespace": of.namespace if of is not None else None,
+        "name": of.name if of is not None else None,
     }
 
 
