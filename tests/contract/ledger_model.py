@@ -21,7 +21,7 @@ from perdure.api.phases import EDGES, Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.plan.world import ArchiveFacts, LedgerFacts
+from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts
 from perdure.reconcile.ports.journal import OperationFinished
 from perdure.reconcile.ports.ledger import AgentLedger, Binding, ControllerLedger, Lease
 
@@ -203,7 +203,9 @@ class Model:
             for uid in others
             if (other := self.lives.get(uid)) and other.snapshot_key and not other.released and not self._put_away(uid)
         ]
+        bound = self.bindings.get(of.uid)
         return LedgerFacts(
+            bound=Bound(bound.node_id, of.namespace_uid) if bound else None,
             data_seen=life.snapshot_key,
             released=life.released,
             latest=full[-1] if full else None,

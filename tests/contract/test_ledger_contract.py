@@ -26,7 +26,7 @@ from perdure.api.names import NamespaceUid, NodeId, OperationId, RuntimeRef
 from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Present
-from perdure.plan.world import LedgerFacts, Op
+from perdure.plan.world import Bound, LedgerFacts, Op
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import OperationRow
 from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow, Catalogued
@@ -55,7 +55,7 @@ async def test_the_identity_stays_and_its_fence_rises_with_each_lease(rig: Rig) 
 
 
 async def test_an_unknown_runtime_is_unbound_and_unreleased(rig: Rig) -> None:
-    assert await rig.controller().read(ref(), LATEST) == BoundRow(None, False, None, False)
+    assert await rig.controller().read(ref(), LATEST) == BoundRow(None, None, False, None, False)
     assert await known(rig.agent(), ref()) == LedgerFacts()
 
 
@@ -63,7 +63,18 @@ async def test_a_binding_is_decided_once(rig: Rig) -> None:
     first = await rig.controller().bind(ref(), NAME_A, NODE_A, "image:1")
     second = await rig.controller().bind(ref(), NAME_B, NODE_B, "image:1")
     assert first == second == Binding(ref().uid, NAME_A, NODE_A)
-    assert (await rig.controller().read(ref(), LATEST)).binding == first
+    row = await rig.controller().read(ref(), LATEST)
+    assert (row.binding, row.namespace_uid) == (first, ref().namespace_uid)
+
+
+async def test_agents_are_told_where_a_life_was_bound_whatever_its_labels_say(rig: Rig) -> None:
+    await rig.controller().bind(ref(), NAME_A, NODE_A, "image:1")
+    truth = Bound(NODE_A, ref().namespace_uid)
+    for claimed in (ref(), ref(namespace="team-b", namespace_uid="ns-2")):
+        assert (await known(rig.agent(NODE_B), claimed)).bound == truth
+        assert (await rig.controller().read(claimed, LATEST)).namespace_uid == ref().namespace_uid
+    await rig.agent().apply([finished(ref("uid-2"))], NAME_A)
+    assert (await known(rig.agent(), ref("uid-2"))).bound is None, "an agent's word is no binding"
 
 
 async def test_controllers_that_race_to_bind_agree(rig: Rig) -> None:
@@ -360,11 +371,11 @@ async def test_a_runtime_is_bound_where_its_archive_is(rig: Rig) -> None:
     lease = await ledger.acquire("key", TTL)
     first = await archived(ledger, ref(), lease, "1", node=NODE_A)
     named = Restore(policy=RestorePolicy.ARCHIVE, archive=first.object_name)
-    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, False, NODE_A, True)
-    assert await controller.read(ref("uid-9"), NONE) == BoundRow(None, False, None, False)
+    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, None, False, NODE_A, True)
+    assert await controller.read(ref("uid-9"), NONE) == BoundRow(None, None, False, None, False)
     await archived(ledger, ref(), lease, "2", node=None)
-    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, False, None, True)
-    assert await controller.read(ref("uid-9"), named) == BoundRow(None, False, NODE_A, True)
+    assert await controller.read(ref("uid-9"), LATEST) == BoundRow(None, None, False, None, True)
+    assert await controller.read(ref("uid-9"), named) == BoundRow(None, None, False, NODE_A, True)
 
 
 async def test_an_archive_is_found_by_the_name_of_its_object_in_its_namespace(rig: Rig) -> None:
@@ -584,6 +595,28 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     assert [facts.sequence for facts in await ledger.archives(ref().identity, None)] == [retained.sequence]
 
 
+async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_claims(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    facts = await archived(ledger, ref("uid-1"), lease, "1")
+    bad = await archived(ledger, ref("uid-1"), lease, "2")
+    await ledger.quarantine(bad.sequence, "the hash is wrong")
+    await ledger.apply([finished(ref("uid-2"), snapshot_key="key-1")], NAME_A)
+    forged = ref("uid-9", namespace="team-b")
+    named = Restore(policy=RestorePolicy.ARCHIVE, archive=facts.object_name)
+    for restore in (LATEST, named):
+        assert await known(ledger, forged, restore) == LedgerFacts()
+        assert not (await controller.read(forged, restore)).archive_known
+    assert await ledger.archives(forged.identity, None) == ()
+    assert await ledger.purgeable(forged.identity) == ()
+    await ledger.announce_removal(facts.sequence, lease)
+    of_that_life = ref("uid-1", namespace="team-b")
+    await ledger.apply([finished(ref("uid-1"), snapshot_key=facts.snapshot_key)], NAME_A)
+    assert (await known(ledger, of_that_life)).put_away is None
+    await ledger.take_removal_back(of_that_life, facts.snapshot_key, lease)
+    assert (await known(ledger, ref("uid-1"))).put_away == facts
+
+
 async def test_a_purge_that_was_begun_is_finished_by_the_node_that_has_the_archive(rig: Rig) -> None:
     lease = await rig.agent(NODE_A).acquire("key", TTL)
     here, there, anywhere = [
@@ -644,6 +677,25 @@ async def test_verified_archives_are_published_once_oldest_first(rig: Rig) -> No
     assert list(await controller.unpublished(1)) == [first]
     await controller.published(first.sequence, first.object_name)
     assert list(await controller.unpublished(10)) == [second]
+
+
+async def test_archives_without_their_objects_are_read_by_pages_and_of_one_life(rig: Rig) -> None:
+    ledger, controller = rig.agent(), rig.controller()
+    lease = await ledger.acquire("key", TTL)
+    mine, other, also_mine = [
+        await archived(ledger, of, lease, str(n)) for n, of in enumerate((ref(), ref("uid-2", name="other"), ref()))
+    ]
+    assert list(await controller.unpublished(2)) == [mine, other]
+    assert list(await controller.unpublished(2, after=other.sequence)) == [also_mine]
+    assert list(await controller.unpublished(1, of=ref("uid-2", name="other"))) == [other]
+    assert list(await controller.unpublished(1, after=mine.sequence, of=ref())) == [also_mine]
+    for facts in (mine, other, also_mine):
+        await ledger.mark_purging(facts.sequence, lease)
+        await ledger.mark_purged(facts.sequence)
+    assert list(await controller.purged(2)) == [mine, other]
+    assert list(await controller.purged(2, after=other.sequence)) == [also_mine]
+    assert list(await controller.purged(1, of=ref("uid-9", name="other"))) == [other]
+    assert list(await controller.purged(9, of=ref(namespace="team-b"))) == []
 
 
 async def test_retain_is_carried_into_the_catalogue_and_back(rig: Rig) -> None:

@@ -42,7 +42,7 @@ from perdure.plan.allotment import (
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
-from perdure.plan.world import ArchiveFacts, LedgerFacts, Op, Outcome, Source, Workspace
+from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Op, Outcome, Source, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
 from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, BoundRow, Catalogued, Lease, LedgerIdentity
@@ -153,6 +153,10 @@ class LedgerTables:
     def runtime(self, ref: RuntimeRef) -> RuntimeEntry:
         return self.runtimes.setdefault(ref.uid, RuntimeEntry(ref))
 
+    def bound(self, uid: Uid) -> Bound | None:
+        binding, runtime = self.bindings.get(uid), self.runtimes.get(uid)
+        return Bound(binding.node_id, runtime.ref.namespace_uid) if binding and runtime else None
+
     def verified(self, identity: Identity) -> list[ArchiveEntry]:
         """Of the identity, oldest first."""
         return [
@@ -202,15 +206,12 @@ class LedgerTables:
         )
         return max(bad, default=None)
 
-    def named(self, namespace_uid: NamespaceUid, restore: Restore) -> ArchiveFacts | None:
+    def named(self, ref: RuntimeRef, restore: Restore) -> ArchiveFacts | None:
         if restore.policy is not RestorePolicy.ARCHIVE or not restore.archive:
             return None
         for entry in self.archives.values():
-            if (entry.ref.namespace_uid, entry.facts.object_name, entry.state) == (
-                namespace_uid,
-                restore.archive,
-                "verified",
-            ):
+            of = entry.ref.namespace_uid, entry.ref.namespace, entry.facts.object_name, entry.state
+            if of == (ref.namespace_uid, ref.namespace, restore.archive, "verified"):
                 return entry.facts
         return None
 
@@ -256,12 +257,13 @@ class FakeAgentLedger(_Fake):
         this = self.tables.runtimes.get(ref.uid, RuntimeEntry(ref))
         return Present(
             LedgerFacts(
+                bound=self.tables.bound(ref.uid),
                 data_seen=this.snapshot_key,
                 released=this.released,
                 force_released=this.force_release_reason is not None,
                 latest=self.tables.latest(ref.identity),
                 quarantined=self.tables.quarantined(ref.identity),
-                named=self.tables.named(ref.namespace_uid, restore),
+                named=self.tables.named(ref, restore),
                 unarchived=tuple(
                     other.ref.uid
                     for other in self.tables.runtimes.values()
@@ -584,10 +586,11 @@ class FakeControllerLedger(_Fake):
         if restore.policy is RestorePolicy.LATEST:
             archive = self.tables.latest(ref.identity)
         elif restore.policy is RestorePolicy.ARCHIVE:
-            archive = self.tables.named(ref.namespace_uid, restore)
+            archive = self.tables.named(ref, restore)
         runtime = self.tables.runtimes.get(ref.uid)
         return BoundRow(
             binding=self.tables.bindings.get(ref.uid),
+            namespace_uid=runtime.ref.namespace_uid if runtime is not None else None,
             released=runtime is not None and runtime.released,
             latest_node=archive.node_id if archive else None,
             archive_known=archive is not None,
@@ -641,12 +644,15 @@ class FakeControllerLedger(_Fake):
                 found.append(runtime.ref)
         return tuple(found)
 
-    async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
+    async def unpublished(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
         self._before("unpublished")
         waiting = [
             entry.facts
-            for _, entry in sorted(self.tables.archives.items())
-            if entry.state == "verified" and not entry.published
+            for number, entry in sorted(self.tables.archives.items())
+            if entry.state == "verified"
+            and not entry.published
+            and number > after
+            and (of is None or entry.facts.uid == of.uid)
         ]
         return tuple(waiting[:limit])
 
@@ -658,12 +664,18 @@ class FakeControllerLedger(_Fake):
             entry.published = True
         self._after("published")
 
-    async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
+    async def purged(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
         self._before("purged")
         waiting = [
             entry.facts
-            for _, entry in sorted(self.tables.archives.items())
-            if entry.state == "purged" and not entry.unpublished
+            for number, entry in sorted(self.tables.archives.items())
+            if entry.state == "purged"
+            and not entry.unpublished
+            and number > after
+            and (
+                of is None
+                or (entry.facts.kind, entry.facts.namespace, entry.facts.name) == (of.kind, of.namespace, of.name)
+            )
         ]
         return tuple(waiting[:limit])
 

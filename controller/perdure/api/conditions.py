@@ -61,6 +61,7 @@ class Reason(StrEnum):
     ARCHIVE_NOT_REACHABLE = "ArchiveNotReachable"
     ORPHAN_PENDING = "OrphanPending"
     NOT_OURS = "NotOurs"
+    NOT_BOUND = "NotBound"
     UNSCHEDULABLE = "Unschedulable"
     PORT_TAKEN = "PortTaken"
     PORT_RANGE_EXHAUSTED = "PortRangeExhausted"

@@ -94,9 +94,14 @@ def generation(key: SnapshotKey) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a StatefulSet would call the claim's name: data preserved under it comes back to whoever has it next."""
+    """What a StatefulSet would call the claim's name: data preserved under it comes back to whoever has it next.
+
+    The namespace's uid says which life of the namespace it was, and comes from a label, which people can write. Its name
+    comes from the object's address, which nobody can choose freely: who looks for archives must compare both.
+    """
 
     namespace_uid: NamespaceUid
+    namespace: str
     kind: Kind
     name: str
 
@@ -113,7 +118,7 @@ class RuntimeRef:
 
     @property
     def identity(self) -> Identity:
-        return Identity(self.namespace_uid, self.kind, self.name)
+        return Identity(self.namespace_uid, self.namespace, self.kind, self.name)
 
     @property
     def container_id(self) -> ContainerId:

@@ -18,7 +18,6 @@ from perdure.cli.settings import CommonSettings
 from perdure.kube.archives import ArchiveObject
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
-from perdure.kube.cluster import find_namespace
 from perdure.kube.nodes import NodeCache
 from perdure.kube.objects import KubeControllerCluster
 from perdure.kube.resync import Resync, ResyncReport
@@ -26,8 +25,9 @@ from perdure.ledger.controller import PostgresControllerLedger
 from perdure.plan.allotment import PortRange
 from perdure.plan.binding import Candidate
 from perdure.reconcile.binder import Binder, Office
-from perdure.reconcile.ports.cluster import Objects
+from perdure.reconcile.ports.cluster import ControllerCluster, Objects
 from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.ledger import ControllerLedger
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.workers import work_with
 
@@ -49,8 +49,6 @@ class ControllerSide:
     queue: KeyedQueue[Uid]
     nodes: NodeCache
     resync: Resync
-    client: ApiClient
-    ledger: PostgresControllerLedger
     retained: asyncio.Queue[ArchiveObject]
 
     def put(self, runtime: Runtime) -> None:
@@ -91,7 +89,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
 
     binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates, seats.port_range))
     resync = Resync(cluster, cache, process.metrics, _wake_all(cache, queue))
-    side = ControllerSide(cache, queue, nodes, resync, seats.client, seats.ledger, asyncio.Queue())
+    side = ControllerSide(cache, queue, nodes, resync, asyncio.Queue())
     process.closing.callback(queue.close)
     await nodes.refresh()
     await resync.once()
@@ -100,7 +98,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
     process.spawn("archives", _publish_archives(binder))
     process.spawn("abandoned-ports", _free_abandoned_ports(binder))
-    process.spawn("retained-archives", _carry_retain(side))
+    process.spawn("retained-archives", carry_retain(side.retained, cluster, seats.ledger))
     process.spawn("binders", work_with(WORKERS, queue, binder.handle, process.crash_counter("binder")))
     return side
 
@@ -136,19 +134,23 @@ async def _free_abandoned_ports(binder: Binder) -> None:
         await asyncio.sleep(ABANDONED_SECONDS * random.uniform(0.8, 1.2))
 
 
-async def _carry_retain(side: ControllerSide) -> None:
-    """Carry `spec.retain` of RuntimeArchives, as people change it, into the catalogue, where a Purge looks."""
+async def carry_retain(
+    retained: asyncio.Queue[ArchiveObject], cluster: ControllerCluster, ledger: ControllerLedger
+) -> None:
+    """Carry `spec.retain` of RuntimeArchives, as people change it, into the catalogue, where a Purge looks.
+
+    What this process has not carried yet may have been changed while there was no controller: it is written anyway."""
     known: dict[tuple[str, str], bool] = {}
     while True:
-        archive = await side.retained.get()
+        archive = await retained.get()
         key, retain = (archive.namespace, archive.name), archive.spec.retain
-        if known.get(key, False) is retain:
+        if known.get(key) is retain:
             continue
         try:
-            namespace = await find_namespace(side.client, archive.namespace)
+            namespace = await cluster.get_namespace(archive.namespace)
             if namespace is not None:
-                await side.ledger.record_retained(namespace.uid, archive.name, retain)
+                await ledger.record_retained(namespace.uid, archive.name, retain)
             known[key] = retain
         except PortError as error:
             log.warning("retain_not_recorded", namespace=archive.namespace, archive=archive.name, error=str(error))
-            asyncio.get_running_loop().call_later(RETAIN_RETRY_SECONDS, side.retained.put_nowait, archive)
+            asyncio.get_running_loop().call_later(RETAIN_RETRY_SECONDS, retained.put_nowait, archive)

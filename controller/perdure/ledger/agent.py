@@ -12,7 +12,17 @@ from psycopg.rows import DictRow
 
 from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
-from perdure.api.names import Identity, InstallationId, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.names import (
+    Identity,
+    InstallationId,
+    NamespaceUid,
+    NodeId,
+    NodeName,
+    OperationId,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+)
 from perdure.api.runtime import Restore
 from perdure.ledger import catalogue, health, leases, operations, ports
 from perdure.ledger.database import Connection, Database
@@ -20,7 +30,7 @@ from perdure.ledger.identity import read_identity
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
-from perdure.plan.world import ArchiveFacts, LedgerFacts, Workspace
+from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
 from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
@@ -56,6 +66,7 @@ class PostgresAgentLedger:
             return Unknown(f"asking what is known of {ref}: the ledger answered nothing")
         return Present(
             LedgerFacts(
+                bound=_bound(row),
                 data_seen=row["snapshot_key"],
                 released=row["released"],
                 force_released=row["force_released"],
@@ -257,11 +268,14 @@ class PostgresAgentLedger:
         parameters = {
             "installation": self._installation,
             "namespace_uid": identity.namespace_uid,
+            "namespace": identity.namespace,
             "kind": identity.kind,
             "name": identity.name,
             **more,
         }
-        rows = await self._database.rows(f"listing {what} of {identity.kind} {identity.name}", statement, parameters)
+        rows = await self._database.rows(
+            f"listing {what} of {identity.kind} {identity.namespace}/{identity.name}", statement, parameters
+        )
         return tuple(map(catalogue.archive_facts, rows))
 
     async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
@@ -318,6 +332,12 @@ class PostgresAgentLedger:
             },
         )
         return row is not None and row["held"]
+
+
+def _bound(row: DictRow) -> Bound | None:
+    if row["bound_to"] is None or row["bound_in"] is None:
+        return None
+    return Bound(NodeId(row["bound_to"]), NamespaceUid(row["bound_in"]))
 
 
 def _new_token(key: str) -> str:

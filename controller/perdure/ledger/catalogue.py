@@ -19,6 +19,12 @@ from perdure.ledger.leases import HELD
 from perdure.ledger.operations import identity_parameters
 from perdure.plan.world import ArchiveFacts
 
+_OF_THE_IDENTITY = """
+installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND namespace = %(namespace)s
+   AND kind = %(kind)s AND name = %(name)s
+""".strip()
+"""The index has no column for the namespace's name: its uid says as much, and the name of what it finds is compared."""
+
 BEGIN = sql.SQL(f"""
 WITH {HELD}
 INSERT INTO archives (
@@ -64,7 +70,7 @@ TAKE_REMOVAL_BACK = sql.SQL(f"""
 WITH {HELD}, kept AS (
     UPDATE archives SET removing_at = NULL
       FROM held
-     WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+     WHERE {_OF_THE_IDENTITY}
        AND uid = %(uid)s AND snapshot_key = %(snapshot_key)s AND removing_at IS NOT NULL AND put_away_at IS NULL
 )
 SELECT EXISTS (SELECT FROM held) AS held
@@ -99,9 +105,9 @@ UPDATE archives SET state = 'purged', purged_at = COALESCE(purged_at, now())
 RETURNING sequence
 """)
 
-PURGEABLE = sql.SQL("""
+PURGEABLE = sql.SQL(f"""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+ WHERE {_OF_THE_IDENTITY}
    AND state <> 'purged' AND NOT retain
  ORDER BY sequence
 """)
@@ -117,9 +123,9 @@ UPDATE archives SET state = 'quarantined', quarantined_at = now(), why = %(why)s
  WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('writing', 'verified')
 """)
 
-OF_IDENTITY = sql.SQL("""
+OF_IDENTITY = sql.SQL(f"""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND kind = %(kind)s AND name = %(name)s
+ WHERE {_OF_THE_IDENTITY}
    AND state = 'verified'
    AND (%(node_id)s::text IS NULL OR node_id IS NULL OR node_id = %(node_id)s)
  ORDER BY sequence
@@ -195,13 +201,15 @@ SELECT max(drawn) FROM (
 LATEST = """
 (SELECT to_jsonb(latest) FROM archives AS latest
   WHERE latest.installation = %(installation)s AND latest.namespace_uid = %(namespace_uid)s
-    AND latest.kind = %(kind)s AND latest.name = %(name)s AND latest.state = 'verified' AND NOT latest.empty
+    AND latest.namespace = %(namespace)s AND latest.kind = %(kind)s AND latest.name = %(name)s
+    AND latest.state = 'verified' AND NOT latest.empty
   ORDER BY latest.sequence DESC LIMIT 1)
 """
 NAMED = """
 (SELECT to_jsonb(named) FROM archives AS named
   WHERE %(archive)s::text IS NOT NULL AND named.installation = %(installation)s
-    AND named.namespace_uid = %(namespace_uid)s AND named.object_name = %(archive)s AND named.object_name <> ''
+    AND named.namespace_uid = %(namespace_uid)s AND named.namespace = %(namespace)s
+    AND named.object_name = %(archive)s AND named.object_name <> ''
     AND named.state = 'verified'
   ORDER BY named.sequence DESC LIMIT 1)
 """
@@ -209,26 +217,31 @@ NAMED = """
 KEPT = """
 (SELECT to_jsonb(kept) FROM archives AS kept
   WHERE kept.installation = %(installation)s AND kept.namespace_uid = %(namespace_uid)s
-    AND kept.kind = %(kind)s AND kept.name = %(name)s AND kept.uid = %(uid)s AND kept.state = 'verified'
+    AND kept.namespace = %(namespace)s AND kept.kind = %(kind)s AND kept.name = %(name)s
+    AND kept.uid = %(uid)s AND kept.state = 'verified'
     AND COALESCE(kept.put_away_at, kept.removing_at) IS NOT NULL AND kept.snapshot_key = this.snapshot_key
   ORDER BY kept.sequence DESC LIMIT 1)
 """
 """What was put away, unless data is known that came after it: no snapshot's key is used twice."""
 
 FACTS = sql.SQL(f"""
-SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
+SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapshot_key,
+       this.released_at IS NOT NULL AS released,
        this.force_released_at IS NOT NULL AS force_released, {LATEST} AS latest, {NAMED} AS named,
        {KEPT} AS put_away,
        (SELECT max(bad.sequence) FROM archives AS bad
          WHERE bad.installation = %(installation)s AND bad.namespace_uid = %(namespace_uid)s
-           AND bad.kind = %(kind)s AND bad.name = %(name)s AND bad.state = 'quarantined') AS quarantined,
+           AND bad.namespace = %(namespace)s AND bad.kind = %(kind)s AND bad.name = %(name)s
+           AND bad.state = 'quarantined') AS quarantined,
        ARRAY(SELECT other.uid FROM runtimes AS other
               WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
-                AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
+                AND other.namespace = %(namespace)s AND other.kind = %(kind)s AND other.name = %(name)s
+                AND other.uid <> %(uid)s
                 AND other.snapshot_key IS NOT NULL AND other.released_at IS NULL
                 AND NOT EXISTS (SELECT FROM archives AS held
                                  WHERE held.installation = other.installation AND held.uid = other.uid
-                                   AND held.namespace_uid = other.namespace_uid AND held.kind = other.kind
+                                   AND held.namespace_uid = other.namespace_uid
+                                   AND held.namespace = other.namespace AND held.kind = other.kind
                                    AND held.name = other.name AND held.state = 'verified'
                                    AND COALESCE(held.put_away_at, held.removing_at) IS NOT NULL
                                    AND held.snapshot_key = other.snapshot_key)
@@ -239,14 +252,17 @@ SELECT this.snapshot_key, this.released_at IS NOT NULL AS released,
               ORDER BY forgotten.started_at, forgotten.id) AS unfinished,
        ARRAY(SELECT old.sequence FROM archives AS old
               WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
-                AND old.kind = %(kind)s AND old.name = %(name)s AND old.state <> 'purged' AND NOT old.retain
+                AND old.namespace = %(namespace)s AND old.kind = %(kind)s AND old.name = %(name)s
+                AND old.state <> 'purged' AND NOT old.retain
               ORDER BY old.sequence) AS purgeable
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
+  LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
 """)
 
 BOUND = sql.SQL(f"""
-SELECT binding.node_name, binding.node_id, this.released_at IS NOT NULL AS released, {LATEST} AS latest, {NAMED} AS named
+SELECT binding.node_name, binding.node_id, this.namespace_uid, this.released_at IS NOT NULL AS released,
+       {LATEST} AS latest, {NAMED} AS named
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
   LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
@@ -254,7 +270,8 @@ SELECT binding.node_name, binding.node_id, this.released_at IS NOT NULL AS relea
 
 UNPUBLISHED = sql.SQL("""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND state = 'verified' AND published_at IS NULL
+ WHERE installation = %(installation)s AND state = 'verified' AND published_at IS NULL AND sequence > %(after)s
+   AND (%(uid)s::text IS NULL OR uid = %(uid)s)
  ORDER BY sequence LIMIT %(limit)s
 """)
 
@@ -267,7 +284,8 @@ UPDATE archives
 
 PURGED = sql.SQL("""
 SELECT * FROM archives
- WHERE installation = %(installation)s AND state = 'purged' AND unpublished_at IS NULL
+ WHERE installation = %(installation)s AND state = 'purged' AND unpublished_at IS NULL AND sequence > %(after)s
+   AND (%(uid)s::text IS NULL OR (kind, namespace, name) = (%(kind)s, %(namespace)s, %(name)s))
  ORDER BY sequence LIMIT %(limit)s
 """)
 
@@ -305,6 +323,19 @@ def entry_parameters(installation: InstallationId, found: ArchiveFacts, ref: Run
         "uncompressed_bytes": found.uncompressed_bytes,
         "empty": found.empty,
         "object_name": object_name(ref.kind, ref.name, found.sequence),
+    }
+
+
+def page_parameters(installation: InstallationId, limit: int, after: int, of: RuntimeRef | None) -> dict[str, object]:
+    """Of `UNPUBLISHED` and `PURGED`."""
+    return {
+        "installation": installation,
+        "limit": limit,
+        "after": after,
+        "uid": of.uid if of is not None else None,
+        "kind": of.kind if of is not None else None,
+        "namespace": of.namespace if of is not None else None,
+        "name": of.name if of is not None else None,
     }
 
 

@@ -85,6 +85,7 @@ class PostgresControllerLedger:
         }[restore.policy]
         return BoundRow(
             binding=_binding(ref, row) if row["node_id"] is not None else None,
+            namespace_uid=NamespaceUid(row["namespace_uid"]) if row["namespace_uid"] is not None else None,
             released=row["released"],
             latest_node=NodeId(archive["node_id"]) if archive and archive["node_id"] is not None else None,
             archive_known=archive is not None,
@@ -135,12 +136,11 @@ class PostgresControllerLedger:
         )
         return tuple(map(ports.life, rows))
 
-    async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
-        """Oldest first."""
+    async def unpublished(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
         rows = await self._database.rows(
             "listing archives without an object",
             catalogue.UNPUBLISHED,
-            {"installation": self._installation, "limit": limit},
+            catalogue.page_parameters(self._installation, limit, after, of),
         )
         return tuple(map(catalogue.archive_facts, rows))
 
@@ -152,13 +152,13 @@ class PostgresControllerLedger:
             object_name=object_name,
         )
 
-    async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
-        """Oldest first. One that was never recorded as published is among them: a controller may have been killed
+    async def purged(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
+        """One that was never recorded as published is among them: a controller may have been killed
         between making its object and recording it."""
         rows = await self._database.rows(
             "listing purged archives that may have an object",
             catalogue.PURGED,
-            {"installation": self._installation, "limit": limit},
+            catalogue.page_parameters(self._installation, limit, after, of),
         )
         return tuple(map(catalogue.archive_facts, rows))
 

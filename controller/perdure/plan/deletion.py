@@ -12,7 +12,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.names import Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
-from perdure.plan import data, first_rules
+from perdure.plan import data, first_rules, proof
 from perdure.plan.certainty import Present
 from perdure.plan.drift import plan_absent
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
@@ -334,6 +334,7 @@ def _wait_for_ledger(scene: Scene) -> Plan:
 
 
 _RULES: tuple[Rule, ...] = (
+    proof.binding_is_proven,
     _deletion_is_journalled,
     _engine_is_away,
     _released,

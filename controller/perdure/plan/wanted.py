@@ -7,13 +7,14 @@ data, then everything that could touch or use it.
 from __future__ import annotations
 
 from perdure.api.runtime import Runtime
-from perdure.plan import cleanup, data, first_rules, memory, network, probes, requests, running, stopping
+from perdure.plan import cleanup, data, first_rules, memory, network, probes, proof, requests, running, stopping
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import Plan
 from perdure.plan.view import StatusDraft
 from perdure.plan.world import World
 
 _RULES: tuple[Rule, ...] = (
+    proof.binding_is_proven,
     first_rules.spec_is_invalid,
     first_rules.engine_is_away,
     first_rules.life_is_over,

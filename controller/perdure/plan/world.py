@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from perdure.api.conditions import Reason
-from perdure.api.names import ChainId, ContainerId, Kind, NodeId, OperationId, RuntimeRef, SnapshotKey, Uid
+from perdure.api.names import (
+    ChainId,
+    ContainerId,
+    Kind,
+    NamespaceUid,
+    NodeId,
+    OperationId,
+    RuntimeRef,
+    SnapshotKey,
+    Uid,
+)
 from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.api.phases import Phase
 from perdure.api.request import RequestId
@@ -144,8 +154,19 @@ class ArchiveFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """Where the controller bound a life, and the namespace as it read it then: what labels say is held against this."""
+
+    node_id: NodeId
+    namespace_uid: NamespaceUid
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerFacts:
     """What the ledger says about one life (uid) and its identity."""
+
+    bound: Bound | None = None
+    """None: the controller bound no such life."""
 
     data_seen: SnapshotKey | None = None
     """A snapshot that this uid is known to have had."""
@@ -414,3 +435,5 @@ class World:
     freeze: Freeze | None = None
     uptime: Uptime | None = None
     """None: not known, as after another boot."""
+    recorded: bool = True
+    """False: this node's journal does not know the life, and `record` is blank: its labels alone say it is ours."""

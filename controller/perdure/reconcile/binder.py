@@ -6,13 +6,14 @@ It touches no container and no data. Called with one key at a time by its own wo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 
 from perdure.api.conditions import ConditionType, Reason, Truth
-from perdure.api.names import ANNOTATION_HOST_PORTS, NodeId, RuntimeRef, Uid
+from perdure.api.names import ANNOTATION_HOST_PORTS, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, Runtime, RuntimeStatus
 from perdure.plan.allotment import DEFAULT_RANGE, PortDemand, PortRange, are_published, wanted_ports
@@ -46,6 +47,15 @@ class Office:
     ports_within: PortRange = DEFAULT_RANGE
 
 
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A binding as labels publish it."""
+
+    node_name: NodeName | None
+    node_id: NodeId | None
+    namespace_uid: NamespaceUid | None
+
+
 class Binder:
     """One per active controller."""
 
@@ -53,6 +63,10 @@ class Binder:
         self._office = office
         self._bound_here: dict[Uid, NodeId] = {}
         """Bindings of this process whose labels may not have come back through the watch yet: they count as load."""
+        self._proven: dict[Uid, _Claim] = {}
+        """What the ledger has, as this process read or wrote it: labels that say the same need not be asked about."""
+        self._unproven: set[Uid] = set()
+        """Objects whose labels claim a binding that the ledger has not: they are no load, and it is told once."""
         self._refused: dict[Uid, str] = {}
         """Why ports of bound runtimes cannot be had, as it was told in an Event: it is told once."""
         self._last_archive: dict[Uid, str] = {}
@@ -65,6 +79,8 @@ class Binder:
         runtime = self._office.objects.get(uid)
         if runtime is None:
             self._bound_here.pop(uid, None)
+            self._proven.pop(uid, None)
+            self._unproven.discard(uid)
             self._refused.pop(uid, None)
             self._last_archive.pop(uid, None)
             return
@@ -75,7 +91,7 @@ class Binder:
         try:
             if runtime.terminating:
                 await self._let_go(runtime)
-            elif not _is_settled(runtime):
+            elif not _is_settled(runtime) or not await self._is_proven(runtime):
                 await self._bind(runtime)
         except StatusConflict:
             log.debug("object_changed_meanwhile", runtime=runtime.key, uid=uid)
@@ -87,6 +103,19 @@ class Binder:
 
     # ------------------------------------------------------------------------------------------ binding
 
+    async def _is_proven(self, runtime: Runtime) -> bool:
+        """Whether the ledger has the binding that the labels publish: anybody who may write the object can write those."""
+        claim = _claim(runtime)
+        if self._proven.get(runtime.uid) == claim:
+            return True
+        if claim.namespace_uid is None:
+            return False
+        row = await self._office.ledger.read(runtime.ref(claim.namespace_uid), runtime.spec.restore)
+        if row.binding is None or claim != _Claim(row.binding.node_name, row.binding.node_id, row.namespace_uid):
+            return False
+        self._proven[runtime.uid] = claim
+        return True
+
     async def _bind(self, runtime: Runtime) -> None:
         if runtime.invalid is not None:
             await self._tell(runtime, Reason.INVALID_SPEC, runtime.invalid, phase=Phase.FAILED)
@@ -94,6 +123,8 @@ class Binder:
         namespace = await self._namespace(runtime)
         ref = runtime.ref(namespace.uid)
         row = await self._office.ledger.read(ref, runtime.spec.restore)
+        if row.binding is None and runtime.node_id is not None:
+            await self._tell_of_claim(runtime)
         answer = await self._place(runtime, ref, row)
         if isinstance(answer, Binding):
             await self._publish(runtime, answer, namespace)
@@ -115,30 +146,38 @@ class Binder:
             chosen = self._choose(runtime, row, without_ports)
             if isinstance(chosen, Refused):
                 return chosen
-            answer = await bind(ref, chosen.name, chosen.node_id, image, demand if demand.ports else None)
+            ours_to_give = bool(demand.ports) and not _has_lived(runtime)
+            answer = await bind(ref, chosen.name, chosen.node_id, image, demand if ours_to_give else None)
             if isinstance(answer, Binding):
-                return answer
+                # Of what has lived the ledger was put back: the numbers that people were told stay as published.
+                return answer if ours_to_give else replace(answer, ports=tuple(runtime.host_ports.items()))
             without_ports[chosen.node_id] = answer
 
     def _choose(self, runtime: Runtime, row: BoundRow, without_ports: Mapping[NodeId, Refused]) -> Chosen | Refused:
         used: dict[NodeId, Amounts] = {}
         for uid in self._office.objects.uids():
             other = self._office.objects.get(uid)
-            if other is None:
+            if other is None or uid == runtime.uid:
                 continue
-            node_id = other.node_id
+            node_id = other.node_id if uid not in self._unproven else None
             if node_id is None and other.uid in self._bound_here:
                 node_id = self._bound_here[other.uid]
             if node_id is not None:
                 used[node_id] = used.get(node_id, Amounts()).plus(requested(other.spec))
         pinned = row.latest_node if row.archive_known else None
-        return choose_node(runtime.spec, self._office.candidates(), used, pinned, without_ports)
+        candidates = self._office.candidates()
+        if _has_lived(runtime):
+            # The ledger was put back to before it was bound. Its data is on that node, or nowhere.
+            candidates = [candidate for candidate in candidates if candidate.node.node_id == runtime.node_id]
+        return choose_node(runtime.spec, candidates, used, pinned, without_ports)
 
     async def _publish(self, runtime: Runtime, binding: Binding, namespace: NamespaceFacts) -> None:
         self._bound_here[runtime.uid] = binding.node_id
+        self._unproven.discard(runtime.uid)
         self._refused.pop(runtime.uid, None)
         ports = dict(binding.ports)
         bound = await self._office.cluster.bind(runtime, binding.node_name, binding.node_id, namespace.uid, ports)
+        self._proven[runtime.uid] = _Claim(binding.node_name, binding.node_id, namespace.uid)
         self._office.objects.put(bound)
         log.info(
             "bound", runtime=runtime.key, uid=runtime.uid, node=binding.node_name, **({"ports": ports} if ports else {})
@@ -156,18 +195,15 @@ class Binder:
         """Take the finalizer off once the ledger says that the data is safe, purged or was never there."""
         if not runtime.protected:
             return
-        if runtime.namespace_uid is None:
-            namespace = await self._namespace(runtime)
-            ref = runtime.ref(namespace.uid)
-        else:
-            ref = runtime.ref(runtime.namespace_uid)
+        claimed = runtime.namespace_uid or (await self._namespace(runtime)).uid
+        row = await self._office.ledger.read(runtime.ref(claimed), runtime.spec.restore)
+        ref = runtime.ref(row.namespace_uid or (await self._namespace(runtime)).uid)
         reason = runtime.force_release
         if reason is not None:
             await self._office.ledger.force_release(ref, reason)
             log.warning("released_by_force", runtime=runtime.key, uid=runtime.uid, why=reason)
         else:
-            row = await self._office.ledger.read(ref, runtime.spec.restore)
-            if row.binding is None and runtime.node_id is None:
+            if row.binding is None and not _has_lived(runtime):
                 log.info("never_bound", runtime=runtime.key, uid=runtime.uid)
             elif not row.released:
                 return
@@ -180,19 +216,17 @@ class Binder:
 
     async def _show_archives_of(self, ref: RuntimeRef) -> None:
         """Before a runtime goes its archives have objects, and those that were purged have none. Raises `PortError`."""
-        for facts in await self._office.ledger.unpublished(ARCHIVES_AT_ONCE):
-            if facts.uid == ref.uid:
-                await self._publish_archive(facts)
-        for facts in await self._office.ledger.purged(ARCHIVES_AT_ONCE):
-            if (facts.kind, facts.namespace, facts.name) == (ref.kind, ref.namespace, ref.name):
-                await self._unpublish_archive(facts)
+        async for facts in _all(self._office.ledger.unpublished, ref):
+            await self._publish_archive(facts)
+        async for facts in _all(self._office.ledger.purged, ref):
+            await self._unpublish_archive(facts)
 
     async def publish_archives(self) -> None:
         """Make all RuntimeArchive objects equal to the catalogue; one that cannot be written does not stop the others.
         Raises `LedgerUnavailable`."""
-        for facts in await self._office.ledger.unpublished(ARCHIVES_AT_ONCE):
+        async for facts in _all(self._office.ledger.unpublished):
             await self._unless_it_fails(facts, self._publish_archive)
-        for facts in await self._office.ledger.purged(ARCHIVES_AT_ONCE):
+        async for facts in _all(self._office.ledger.purged):
             await self._unless_it_fails(facts, self._unpublish_archive)
 
     async def _unless_it_fails(self, facts: ArchiveFacts, act: Callable[[ArchiveFacts], Awaitable[None]]) -> None:
@@ -228,6 +262,18 @@ class Binder:
 
     # ------------------------------------------------------------------------------------------ telling
 
+    async def _tell_of_claim(self, runtime: Runtime) -> None:
+        """Labels claim a binding that the ledger has not: whoever wrote them is to know that they were not believed."""
+        if runtime.uid in self._unproven:
+            return
+        self._unproven.add(runtime.uid)
+        message = (
+            f"its labels say that it is bound to node {runtime.node_name} ({runtime.node_id}), and the ledger has no such "
+            "binding: they were written by hand, or the ledger was put back to an earlier day. It is bound anew"
+        )
+        log.warning("binding_not_in_ledger", runtime=runtime.key, uid=runtime.uid, node_id=runtime.node_id)
+        await self._office.cluster.emit(runtime, reason=Reason.NOT_BOUND.value, message=message, warning=True)
+
     async def _tell_of_ports(self, runtime: Runtime, refused: Refused) -> None:
         """The status of a bound runtime is its node's to write; what it has already stays in force."""
         if self._refused.get(runtime.uid) == refused.message:
@@ -238,7 +284,7 @@ class Binder:
 
     async def _tell(self, runtime: Runtime, reason: Reason, message: str, *, phase: Phase = Phase.PENDING) -> None:
         """Until it is bound the controller owns the status; from then on the node's agent does."""
-        if runtime.node_id is not None:
+        if runtime.node_id is not None and not self._is_nobodys(runtime):
             return
         conditions = tuple(
             Condition(
@@ -256,8 +302,45 @@ class Binder:
         except PortError as error:
             log.info("status_not_written", runtime=runtime.key, uid=runtime.uid, error=str(error))
 
+    def _is_nobodys(self, runtime: Runtime) -> bool:
+        """Its labels claim a binding, no agent will say that there is none, and its status is no evidence of data."""
+        heard = _claims_all(runtime) and any(
+            candidate.node.node_id == runtime.node_id for candidate in self._office.candidates()
+        )
+        return runtime.uid in self._unproven and not heard and not _has_lived(runtime)
+
+
+class _Pages(Protocol):
+    async def __call__(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]: ...
+
+
+async def _all(pages: _Pages, of: RuntimeRef | None = None) -> AsyncIterator[ArchiveFacts]:
+    """One pass. What could not be dealt with is passed by, and is seen again in the next pass: it blocks nobody."""
+    after = 0
+    while page := await pages(ARCHIVES_AT_ONCE, after=after, of=of):
+        for facts in page:
+            yield facts
+        after = page[-1].sequence
+        if len(page) < ARCHIVES_AT_ONCE:
+            return
+
+
+def _claim(runtime: Runtime) -> _Claim:
+    return _Claim(runtime.node_name, runtime.node_id, runtime.namespace_uid)
+
+
+def _claims_all(runtime: Runtime) -> bool:
+    """It looks to an agent as a binding does."""
+    return runtime.protected and runtime.node_id is not None and runtime.namespace_uid is not None
+
+
+def _has_lived(runtime: Runtime) -> bool:
+    """Its status shows a container or data, on the node that its labels name."""
+    status = runtime.status
+    shown = status.snapshot_key or status.container_id or status.last_archive
+    return runtime.node_id is not None and shown is not None
+
 
 def _is_settled(runtime: Runtime) -> bool:
     """Bound, and its ports are published. The ports of a spec that cannot be read are left as they are."""
-    bound = runtime.protected and runtime.node_id is not None and runtime.namespace_uid is not None
-    return bound and (runtime.invalid is not None or are_published(runtime))
+    return _claims_all(runtime) and (runtime.invalid is not None or are_published(runtime))

@@ -86,9 +86,11 @@ class Observer:
         else:
             desired = _desired(runtime)
         live = desired.runtime if isinstance(desired, Wanted | Terminating) else None
+        recorded = record is not None
         if record is None:
             if live is None or live.namespace_uid is None:
                 return None
+            # What the labels claim, until the planner has held it against the ledger: nothing but looks come before.
             record = Record(ref=live.ref(live.namespace_uid))
         undecided = isinstance(desired, Gone) and not desired.confirmed and not record.deletion_seen
         nothing_to_see = isinstance(desired, Unseen) or undecided
@@ -99,6 +101,7 @@ class Observer:
             desired=desired,
             observed=observed,
             record=record,
+            recorded=recorded,
             failure=self._retries.failure(uid, generation),
             freeze=self._guards.freeze,
             uptime=self._uptime(),

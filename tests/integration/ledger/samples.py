@@ -16,8 +16,15 @@ NAME_A, NAME_B = NodeName("a"), NodeName("b")
 TTL = 60.0
 
 
-def ref(uid: str = "uid-1", *, name: str = "bot", namespace_uid: str = "ns-1", kind: Kind = Kind.BOT) -> RuntimeRef:
-    return RuntimeRef(kind, "team-a", name, Uid(uid), NamespaceUid(namespace_uid))
+def ref(
+    uid: str = "uid-1",
+    *,
+    name: str = "bot",
+    namespace: str = "team-a",
+    namespace_uid: str = "ns-1",
+    kind: Kind = Kind.BOT,
+) -> RuntimeRef:
+    return RuntimeRef(kind, namespace, name, Uid(uid), NamespaceUid(namespace_uid))
 
 
 def started(of: RuntimeRef, n: int = 1, *, op: Op = Op.START, at: float = 100.0) -> OperationStarted:

@@ -167,6 +167,9 @@ class BoundRow:
     """What the controller reads about one object."""
 
     binding: Binding | None
+    """As it was decided, without ports."""
+    namespace_uid: NamespaceUid | None
+    """Of its namespace, as it was read when this life was bound."""
     released: bool
     latest_node: NodeId | None
     """The only node that can read what `Latest` (or the named archive) would restore; None = anywhere."""
@@ -197,13 +200,15 @@ class ControllerLedger(Protocol):
         """Lives with ports that are over, or whose ports no node has shown for so many seconds. An object may still want
         them: the caller looks before it frees anything."""
 
-    async def unpublished(self, limit: int) -> Sequence[ArchiveFacts]:
-        """Archives (verified) that have no RuntimeArchive object yet."""
+    async def unpublished(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
+        """Archives (verified) that have no RuntimeArchive object yet: at most `limit`, oldest first, with sequences above
+        `after`; with `of` only those of this life."""
 
     async def published(self, sequence: int, object_name: str) -> None: ...
 
-    async def purged(self, limit: int) -> Sequence[ArchiveFacts]:
-        """Purged archives whose RuntimeArchive object has not been taken down yet."""
+    async def purged(self, limit: int, *, after: int = 0, of: RuntimeRef | None = None) -> Sequence[ArchiveFacts]:
+        """Purged archives whose RuntimeArchive object has not been taken down yet, in the same way; with `of` those of
+        its kind, namespace and name."""
 
     async def unpublish(self, sequence: int) -> None: ...
 
