@@ -8,6 +8,7 @@ import msgspec
 from tests.crash.cleanup_stories import CLEANUP_STORIES
 from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
 from tests.crash.plant import Survivors
+from tests.crash.stopping_stories import STOPPING_STORIES
 from tests.crash.stories import (
     PRESERVE,
     SPEC,
@@ -230,4 +231,4 @@ NETWORKED_STORIES: tuple[Story, ...] = (
     ),
 )
 
-EVERY_STORY = (*STORIES, *CLEANUP_STORIES, *NETWORKED_STORIES)
+EVERY_STORY = (*STORIES, *CLEANUP_STORIES, *STOPPING_STORIES, *NETWORKED_STORIES)

@@ -228,7 +228,11 @@ class Agency:
                     lambda: Uptime("boot", now()),
                 ),
                 executor=Executor(
-                    hands, Place(InstallationId(installation), NODE_NAME, NODE_ID), now=now, concurrent_starts=4
+                    hands,
+                    Place(InstallationId(installation), NODE_NAME, NODE_ID),
+                    now=now,
+                    concurrent_starts=4,
+                    uptime=lambda: Uptime("boot", now()),
                 ),
                 queue=self.queue,
                 retries=retries,

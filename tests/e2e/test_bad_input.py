@@ -47,6 +47,11 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str, str]] = {
     "command not found": ({"command": ["/no/such/program"]}, "CommandNotFound", "/no/such/program"),
     "unknown user": ({"user": "nobody-here"}, "UserNotFound", "nobody-here"),
     "missing Secret": ({"env": secret_env("absent", "token")}, "EnvSourceMissing", "absent"),
+    "words of a GiB": (
+        {"command": ["/bin/true", "$(X)" * 8192], "env": [{"name": "X", "value": "v" * 130_000}]},
+        "InvalidSpec",
+        "command[1]",
+    ),
     "missing key": ({"env": secret_env("present", "token")}, "EnvSourceMissing", "no key token"),
 }
 

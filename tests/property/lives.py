@@ -120,6 +120,10 @@ def _process_exits(draw: Draw, truth: Truth, now: float) -> Truth:
     return replace(truth, task=replace(truth.task, state=TaskState.STOPPED, exit=ended))
 
 
+def _process_grows_deaf(draw: Draw, truth: Truth, now: float) -> Truth:
+    return replace(truth, deaf=True)
+
+
 def _probes_answer(draw: Draw, truth: Truth, now: float) -> Truth:
     """As many answers as make a verdict came; or the agent was started again, and has none."""
     return replace(truth, probes=draw.probes())
@@ -253,6 +257,8 @@ def _failure_is_forgotten(draw: Draw, truth: Truth, now: float) -> Truth:
 ACCIDENTS: tuple[Accident, ...] = (
     _process_exits,
     _process_exits,
+    _process_grows_deaf,
+    _process_grows_deaf,
     _probes_answer,
     _probes_answer,
     _machine_reboots,

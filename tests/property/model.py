@@ -42,6 +42,7 @@ from perdure.plan.steps import (
     Forget,
     Ground,
     KeepWorkspace,
+    KillTask,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -74,6 +75,7 @@ from perdure.plan.world import (
     Record,
     SandboxFacts,
     SnapshotFacts,
+    StopAsked,
     TaskFacts,
     TaskState,
     Terminating,
@@ -129,6 +131,8 @@ class Truth:
     failure: Failure | None = None
     probes: ProbeFacts = NOTHING_PROBED
     """What the agent's prober has come to about the task; it forgets with the agent, and with the task."""
+    deaf: bool = False
+    """The main process ends by SIGKILL alone."""
     written: str | None = None
     """The lineage that a task of this life first ran on."""
     writes: int = 0
@@ -296,8 +300,13 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
         case StartTask():
             return _start(step, truth, now)
         case StopTask():
+            return _stop(step, truth, now)
+        case KillTask():
+            asked = record.stop_asked
             assert truth.task is not None
-            return (replace(truth, task=replace(truth.task, state=TaskState.STOPPED, exit=Exit(143, now))),)
+            assert asked is not None, "nothing is killed that was not told to stop"
+            assert asked.pid == truth.task.pid
+            return (_ended(truth, Exit(137, now)),)
         case ReapTask():
             return _reap(step, truth, now)
         case RemoveContainer():
@@ -447,7 +456,15 @@ def _start(step: StartTask, truth: Truth, now: float) -> tuple[Truth, ...]:
     created = replace(journalled, task=TaskFacts(TaskState.CREATED, 42))
     published, with_network = _attach(created)
     running = started(with_network, step.key)
-    noted = replace(running.known(), running=True, started_at=now, stopped_at=None, next_start_at=None, halted=None)
+    noted = replace(
+        running.known(),
+        running=True,
+        started_at=now,
+        stopped_at=None,
+        next_start_at=None,
+        halted=None,
+        stop_asked=None,
+    )
     return journalled, created, published, running, replace(running, record=noted)
 
 
@@ -456,8 +473,21 @@ def started(truth: Truth, key: SnapshotKey) -> Truth:
     snapshot = truth.snapshots[key]
     wrote = _with_snapshot(truth, replace(snapshot, writes=snapshot.writes + 1))
     running = TaskFacts(TaskState.RUNNING, 42)
-    alive = replace(wrote, task=running, probes=NOTHING_PROBED)
+    alive = replace(wrote, task=running, probes=NOTHING_PROBED, deaf=False)
     return replace(alive, written=truth.written or snapshot.lineage, writes=snapshot.writes + 1)
+
+
+def _stop(step: StopTask, truth: Truth, now: float) -> tuple[Truth, ...]:
+    assert truth.task is not None
+    assert truth.task.pid == step.pid
+    if not truth.deaf:
+        return (_ended(truth, Exit(143, now)),)
+    return (replace(truth, record=replace(truth.known(), stop_asked=StopAsked(step.pid, Uptime("boot", now)))),)
+
+
+def _ended(truth: Truth, exit_: Exit) -> Truth:
+    assert truth.task is not None
+    return replace(truth, task=replace(truth.task, state=TaskState.STOPPED, exit=exit_))
 
 
 def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
@@ -474,6 +504,7 @@ def _reap(step: ReapTask, truth: Truth, now: float) -> tuple[Truth, ...]:
         halted=step.halted,
         restarts=step.restarts,
         health=truth.known().health.of_next_task(),
+        stop_asked=None,
     )
     journalled = replace(truth, record=ended)
     return journalled, replace(journalled, task=None)

@@ -22,6 +22,7 @@ from perdure.plan.steps import (
     Dispose,
     Finish,
     Ground,
+    KillTask,
     Note,
     Plan,
     PrepareWorkspace,
@@ -30,6 +31,7 @@ from perdure.plan.steps import (
     RemoveWorkspace,
     RestoreWorkspace,
     StartTask,
+    StopTask,
 )
 from perdure.plan.world import Code, Gone, Observed, Op, Source, TaskState, Terminating, Unseen, Wanted, World
 
@@ -344,3 +346,21 @@ def test_a_life_ends_in_the_ledger_only_when_its_data_is_dealt_with(drawn: Seque
         elif workspace.ever_started:
             assert workspace.archived is not None
             assert workspace.archived.snapshot_key == workspace.key
+
+
+@given(cases)
+def test_nothing_is_killed_that_was_not_told_to_stop_in_time(drawn: Sequence[Case]) -> None:
+    for world, _, _ in found(drawn, KillTask):
+        task, asked = world.observed.task, world.record.stop_asked
+        assert isinstance(task, Present)
+        assert asked is not None
+        assert asked.pid == task.it.pid
+        assert world.uptime is None or world.uptime.boot == asked.at.boot
+        assert not isinstance(world.desired, Unseen)
+
+
+@given(cases)
+def test_the_stop_signal_is_sent_to_one_process_once(drawn: Sequence[Case]) -> None:
+    for world, _, step in found(drawn, StopTask):
+        asked, uptime = world.record.stop_asked, world.uptime
+        assert asked is None or asked.pid != step.pid or (uptime is not None and uptime.boot != asked.at.boot)

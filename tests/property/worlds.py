@@ -51,6 +51,7 @@ from perdure.plan.health import NO_HEALTH, NOTHING_PROBED, Health, ProbeFacts, P
 from perdure.plan.planner import plan
 from perdure.plan.spec_hash import spec_mark
 from perdure.plan.steps import Plan
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
     AnsweredRequest,
     ArchiveFacts,
@@ -74,6 +75,7 @@ from perdure.plan.world import (
     SandboxFacts,
     SnapshotFacts,
     Source,
+    StopAsked,
     TaskFacts,
     TaskState,
     Terminating,
@@ -272,6 +274,7 @@ class Draw:
             released=self.chance(0.15),
             put_away=self.maybe(0.2, PutAway(self.archive(), self.of(tuple(Source)))),
             health=self.health() if self.chance(0.5) else NO_HEALTH,
+            stop_asked=self.maybe(0.3, StopAsked(42, Uptime("boot", self.of((100.0, 195.0, 200.0))))),
             last_request=self.maybe(0.2, AnsweredRequest(RequestId("1"), Outcome.SUCCESS, Code.NONE, "done")),
         )
 
@@ -354,6 +357,7 @@ class Draw:
             record=self.record(),
             failure=self.maybe(0.2, self.failure()),
             freeze=self.maybe(0.2, freeze),
+            uptime=self.of((Uptime("boot", 200.0), Uptime("boot", 200.0), Uptime("another", 200.0), None)),
         )
         world = plausible(world) if self.chance(0.8) else world
         world = consistent(world) if self.chance(0.6) else world

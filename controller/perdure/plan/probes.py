@@ -44,8 +44,12 @@ def results_count(scene: Scene) -> Plan | None:
     if health != record.health:
         noted = Note(replace(record, health=health), "what the probes have come to", events)
         return scene.do(noted, phase=Phase.RUNNING)
-    if not health.ended_for:
-        return None
+    return end_unwell(scene) if health.ended_for else None
+
+
+def end_unwell(scene: Scene) -> Plan | None:
+    """End the process for the probe that failed, as the journal has it."""
+    health = scene.record.health
     scene.draft.set(ConditionType.READY, Truth.FALSE, Reason.PROBE_FAILED, health.ended_for)
     never_again = scene.runtime.spec.restart_policy is RestartPolicy.NEVER
     return stop_and_reap(scene, Op.STOP if never_again else Op.RESTART, Source.NODE_EVENT, _grace(scene))

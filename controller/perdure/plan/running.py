@@ -99,6 +99,8 @@ def _stopped_by_wish(scene: Scene) -> bool:
     operation = scene.record.operation
     if operation is not None and operation.source is Source.KUBECTL and operation.op in (Op.STOP, Op.CLEANUP):
         return True
+    if scene.record.stop_asked is not None and not scene.record.health.ended_for:
+        return True
     if has_another_network(scene):
         return True
     return isinstance(scene.world.observed.container, Present) and not _runs_what_is_wanted(scene)

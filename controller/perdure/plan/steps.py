@@ -189,13 +189,22 @@ class StartTask:
 
 @dataclass(frozen=True, slots=True)
 class StopTask:
-    """The stop signal, the grace period, SIGKILL, a bounded wait."""
+    """The stop signal and a short wait. That it was sent is journalled for a process that takes longer."""
 
     container: ContainerId
+    pid: int
+    """Of the main process that it is sent to."""
     signal: str
     grace_seconds: float
     preflight: SnapshotKey | None = None
     """Check first that the store can take an archive of this snapshot: what cannot be kept is not stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillTask:
+    """SIGKILL and a bounded wait: the grace period is over."""
+
+    container: ContainerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +263,7 @@ Step = (
     | CreateContainer
     | StartTask
     | StopTask
+    | KillTask
     | ReapTask
     | RemoveContainer
     | ArchiveWorkspace

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.runtime import DesiredState
-from perdure.plan import cleanup
+from perdure.plan import cleanup, probes
 from perdure.plan.operations import closing, opening
 from perdure.plan.scene import Scene
 from perdure.plan.steps import Note, Plan
-from perdure.plan.way_down import stop_and_reap
+from perdure.plan.way_down import is_stopping, stop_and_reap
 from perdure.plan.world import Op, Source
 
 
@@ -21,6 +21,18 @@ def stop_is_wanted(scene: Scene) -> Plan | None:
     if stopping is not None:
         return stopping
     return cleanup.clean_up_if_due(scene) or cleanup.is_counted(scene) or _at_rest(scene)
+
+
+def stop_goes_on(scene: Scene) -> Plan | None:
+    """What was told to stop is stopped, though it is wanted again meanwhile: nobody knows how much of it still works."""
+    if not is_stopping(scene):
+        return None
+    if scene.record.health.ended_for:
+        return probes.end_unwell(scene)
+    operation = scene.record.operation
+    if operation is not None and operation.op is Op.STOP:
+        return stop_and_reap(scene, Op.STOP, operation.source)
+    return stop_and_reap(scene, Op.RESTART, Source.KUBECTL)
 
 
 def _at_rest(scene: Scene) -> Plan:

@@ -100,34 +100,35 @@ class StatusDraft:
         )
 
     def _fill(self) -> None:
-        self._default(ConditionType.SCHEDULED, Truth.TRUE, Reason.BOUND, f"bound to node {self.runtime.node_name}")
+        self.default(ConditionType.SCHEDULED, Truth.TRUE, Reason.BOUND, f"bound to node {self.runtime.node_name}")
         workspace = self.world.record.workspace
         if workspace is not None:
-            self._default(ConditionType.IMAGE_READY, Truth.TRUE, Reason.PRESENT, workspace.image)
+            self.default(ConditionType.IMAGE_READY, Truth.TRUE, Reason.PRESENT, workspace.image)
         if workspace is not None and workspace.gate is not None:
             pending = f"archive {archive_name(workspace.gate)} is being restored; nothing starts before it is in place"
-            self._default(ConditionType.DATA_READY, Truth.FALSE, Reason.RESTORE_PENDING, pending)
+            self.default(ConditionType.DATA_READY, Truth.FALSE, Reason.RESTORE_PENDING, pending)
         elif workspace is not None and workspace.prepared:
             source = workspace.restored_from
             reason = Reason.RESTORED if source else Reason.PRESENT
-            self._default(ConditionType.DATA_READY, Truth.TRUE, reason, f"restored from {source}" if source else "")
+            self.default(ConditionType.DATA_READY, Truth.TRUE, reason, f"restored from {source}" if source else "")
         put_away = self.world.record.put_away
         if workspace is None and put_away is not None:
-            self._default(ConditionType.PRESERVED, Truth.TRUE, Reason.ARCHIVED, archive_name(put_away.archive))
+            self.default(ConditionType.PRESERVED, Truth.TRUE, Reason.ARCHIVED, archive_name(put_away.archive))
         self._fill_network()
-        self._default(ConditionType.DEGRADED, Truth.FALSE, Reason.AS_EXPECTED)
+        self.default(ConditionType.DEGRADED, Truth.FALSE, Reason.AS_EXPECTED)
 
     def _fill_network(self) -> None:
         sandbox = self.world.observed.sandbox
         if isinstance(sandbox, Present) and sandbox.it.attached and not sandbox.it.damage:
             attached = sandbox.it.mode is NetworkMode.CNI
-            self._default(ConditionType.NETWORK_READY, Truth.TRUE, Reason.ATTACHED if attached else Reason.CONFIGURED)
+            self.default(ConditionType.NETWORK_READY, Truth.TRUE, Reason.ATTACHED if attached else Reason.CONFIGURED)
         elif isinstance(sandbox, Present):
-            self._default(ConditionType.NETWORK_READY, Truth.FALSE, Reason.IN_PROGRESS, sandbox.it.damage)
+            self.default(ConditionType.NETWORK_READY, Truth.FALSE, Reason.IN_PROGRESS, sandbox.it.damage)
         elif isinstance(sandbox, Unknown):
-            self._default(ConditionType.NETWORK_READY, Truth.UNKNOWN, Reason.NETWORK_FAILED, sandbox.why)
+            self.default(ConditionType.NETWORK_READY, Truth.UNKNOWN, Reason.NETWORK_FAILED, sandbox.why)
 
-    def _default(self, type_: ConditionType, truth: Truth, reason: Reason, message: str = "") -> None:
+    def default(self, type_: ConditionType, truth: Truth, reason: Reason, message: str = "") -> None:
+        """Set one condition unless something else was said of it before."""
         if type_ not in self._conditions:
             self.set(type_, truth, reason, message)
 

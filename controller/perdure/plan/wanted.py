@@ -31,6 +31,7 @@ _RULES: tuple[Rule, ...] = (
     cleanup.task_came_between,
     data.name_of_image,
     stopping.stop_is_wanted,
+    stopping.stop_goes_on,
     data.restore_is_finished_first,
     running.process_ended,
     running.policy_leaves_it_stopped,

@@ -302,6 +302,15 @@ class Halted:
 
 
 @dataclass(frozen=True, slots=True)
+class StopAsked:
+    """A main process that had not ended a moment after the stop signal was sent to it."""
+
+    pid: int
+    at: Uptime
+    """When the signal was sent: SIGKILL follows when the grace period since then is over, whoever has to see to it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Everything about one life that must survive the agent; one line of the node journal."""
 
@@ -337,6 +346,8 @@ class Record:
     """Set when a clean-up removed the snapshot, until the data is restored; counts only without a workspace."""
     last_request: AnsweredRequest | None = None
     health: Health = NO_HEALTH
+    stop_asked: StopAsked | None = None
+    """Of the task that is there; gone with its end."""
     health_events: int = 0
     """How many were told: the next one's id is made from it."""
 

@@ -5,7 +5,7 @@ Values go from the API server into the engine and nowhere else: not into logs, s
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping, Set
 from typing import TypeVar
 
 from perdure.api.conditions import Reason
@@ -13,6 +13,14 @@ from perdure.api.runtime import EnvVar, KeySelector, Runtime
 from perdure.reconcile.ports.cluster import Cluster
 from perdure.reconcile.ports.engine import ResolvedEnv
 from perdure.reconcile.ports.errors import SourceError
+from perdure.reconcile.ports.exec_limits import (
+    POINTER_BYTES,
+    STRING_BYTES,
+    TOTAL_BYTES,
+    too_long,
+    too_much,
+    variable_bytes,
+)
 
 _M = TypeVar("_M")
 
@@ -28,45 +36,90 @@ FIELDS = (
 
 
 async def resolve(runtime: Runtime, cluster: Cluster) -> ResolvedEnv:
-    """All variables in order; a later one of the same name wins, as in a Pod. Raises `SourceError`, `ApiUnavailable`."""
-    secrets: dict[str, Mapping[str, bytes]] = {}
-    maps: dict[str, Mapping[str, str]] = {}
+    """All variables in order; a later one of the same name wins, as in a Pod. Raises `SourceError`, `ApiUnavailable`;
+    `SourceError`, too, for more than any program can be started with, as soon as it is known to be more."""
+    sources = _Sources(runtime, cluster)
     values: dict[str, str] = {}
+    total = 0
     for variable in runtime.spec.env:
-        value = await _value(variable, runtime, cluster, secrets, maps)
-        if value is not None:
-            values[variable.name] = value
+        value = await _value(variable, runtime, sources)
+        if value is None:
+            continue
+        size = variable_bytes(variable.name, value)
+        total += size + POINTER_BYTES
+        if size > STRING_BYTES:
+            raise _invalid(too_long(f"env {variable.name}", size))
+        if total > TOTAL_BYTES:
+            raise _invalid(too_much(f"the variables up to env {variable.name} take {total} bytes"))
+        values[variable.name] = value
     return ResolvedEnv(tuple(values.items()))
 
 
-async def _value(
-    variable: EnvVar,
-    runtime: Runtime,
-    cluster: Cluster,
-    secrets: dict[str, Mapping[str, bytes]],
-    maps: dict[str, Mapping[str, str]],
-) -> str | None:
+def _invalid(why: str) -> SourceError:
+    return SourceError(why, reason=Reason.INVALID_SPEC, user_error=True)
+
+
+class _Sources:
+    """The Secrets and ConfigMaps that one spec names, each read once; of each only the keys that it names are kept."""
+
+    def __init__(self, runtime: Runtime, cluster: Cluster) -> None:
+        self._namespace = runtime.namespace
+        self._cluster = cluster
+        named = [variable.value_from for variable in runtime.spec.env if variable.value_from is not None]
+        self._secret_keys = _keys_by_name(source.secret_key_ref for source in named)
+        self._map_keys = _keys_by_name(source.config_map_key_ref for source in named)
+        self._secrets: dict[str, Mapping[str, bytes]] = {}
+        self._maps: dict[str, Mapping[str, str]] = {}
+        self._kept = 0
+
+    async def secret(self, ref: KeySelector) -> bytes | None:
+        """Its value; None if it has no such key, or is an optional one that is not there."""
+        if ref.name not in self._secrets:
+            found = await _unless_optional(ref, self._cluster.secret(self._namespace, ref.name)) or {}
+            wanted = {key: found[key] for key in self._secret_keys[ref.name] & found.keys()}
+            self._secrets[ref.name] = wanted
+            self._count("Secret", ref.name, sum(map(len, wanted.values())))
+        return self._secrets[ref.name].get(ref.key)
+
+    async def config_map(self, ref: KeySelector) -> str | None:
+        """As `secret`."""
+        if ref.name not in self._maps:
+            found = await _unless_optional(ref, self._cluster.config_map(self._namespace, ref.name)) or {}
+            wanted = {key: found[key] for key in self._map_keys[ref.name] & found.keys()}
+            self._maps[ref.name] = wanted
+            self._count("ConfigMap", ref.name, sum(len(text.encode()) for text in wanted.values()))
+        return self._maps[ref.name].get(ref.key)
+
+    def _count(self, kind: str, name: str, size: int) -> None:
+        """Hundreds of them, of a MiB each, are not held until the last variable is looked at."""
+        self._kept += size
+        if self._kept > TOTAL_BYTES:
+            what = f"what env takes from Secrets and ConfigMaps comes to {self._kept} bytes with {kind} {name}"
+            raise _invalid(too_much(what))
+
+
+def _keys_by_name(refs: Iterable[KeySelector | None]) -> Mapping[str, Set[str]]:
+    keys: dict[str, set[str]] = {}
+    for ref in refs:
+        if ref is not None:
+            keys.setdefault(ref.name, set()).add(ref.key)
+    return keys
+
+
+async def _value(variable: EnvVar, runtime: Runtime, sources: _Sources) -> str | None:
     source = variable.value_from
     if source is None:
         return variable.value or ""
     if source.secret_key_ref is not None:
-        ref = source.secret_key_ref
-        if ref.name not in secrets:
-            found = await _unless_optional(ref, cluster.secret(runtime.namespace, ref.name))
-            secrets[ref.name] = found if found is not None else {}
-        raw = secrets[ref.name].get(ref.key)
+        raw = await sources.secret(source.secret_key_ref)
         if raw is not None:
-            return _text(variable, ref, raw)
-        _refuse_unless_optional(variable, "Secret", ref, runtime)
+            return _text(variable, source.secret_key_ref, raw)
+        _refuse_unless_optional(variable, "Secret", source.secret_key_ref, runtime)
         return None
     if source.config_map_key_ref is not None:
-        ref = source.config_map_key_ref
-        if ref.name not in maps:
-            mapping = await _unless_optional(ref, cluster.config_map(runtime.namespace, ref.name))
-            maps[ref.name] = mapping if mapping is not None else {}
-        text = maps[ref.name].get(ref.key)
+        text = await sources.config_map(source.config_map_key_ref)
         if text is None:
-            _refuse_unless_optional(variable, "ConfigMap", ref, runtime)
+            _refuse_unless_optional(variable, "ConfigMap", source.config_map_key_ref, runtime)
         return text
     if source.field_ref is not None:
         return _field(variable, source.field_ref.field_path, runtime)
@@ -118,8 +171,4 @@ def _field(variable: EnvVar, path: str, runtime: Runtime) -> str:
     for prefix, values in (("metadata.labels['", runtime.labels), ("metadata.annotations['", runtime.annotations)):
         if path.startswith(prefix) and path.endswith("']"):
             return values.get(path[len(prefix) : -2], "")
-    raise SourceError(
-        f"env {variable.name}: fieldRef {path!r} is none of {', '.join(FIELDS)}",
-        reason=Reason.INVALID_SPEC,
-        user_error=True,
-    )
+    raise _invalid(f"env {variable.name}: fieldRef {path!r} is none of {', '.join(FIELDS)}")

@@ -22,6 +22,7 @@ from perdure.plan.steps import (
     Finish,
     Forget,
     KeepWorkspace,
+    KillTask,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -36,24 +37,34 @@ from perdure.plan.steps import (
     Step,
     StopTask,
 )
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import World
 from perdure.reconcile.data_steps import DataSteps
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.network_steps import NetworkSteps
 from perdure.reconcile.operation_steps import OperationSteps
 from perdure.reconcile.ports.errors import StaleFence
-from perdure.reconcile.task_steps import TaskSteps
+from perdure.reconcile.task_steps import Clocks, TaskSteps
+from perdure.reconcile.uptime import uptime
 
 
 class Executor:
     """One per agent. `now`: seconds since the epoch."""
 
-    def __init__(self, hands: Hands, place: Place, *, now: Callable[[], float], concurrent_starts: int) -> None:
+    def __init__(
+        self,
+        hands: Hands,
+        place: Place,
+        *,
+        now: Callable[[], float],
+        concurrent_starts: int,
+        uptime: Callable[[], Uptime] = uptime,
+    ) -> None:
         self._hands = hands
         self._operations = OperationSteps(hands, place, now)
         self._data = DataSteps(hands, place)
         self._networks = NetworkSteps(hands, place)
-        self._tasks = TaskSteps(hands, self._networks, now, concurrent_starts)
+        self._tasks = TaskSteps(hands, self._networks, Clocks(now, uptime), concurrent_starts)
 
     async def run(self, step: Step, world: World) -> None:
         """Do one step. Raises `PortError`."""
@@ -105,6 +116,8 @@ class Executor:
                 await self._tasks.start(step, world)
             case StopTask():
                 await self._tasks.stop(step, ref)
+            case KillTask(container):
+                await self._tasks.kill(container, ref)
             case ReapTask():
                 await self._tasks.reap(step, world)
             case RemoveContainer(container):

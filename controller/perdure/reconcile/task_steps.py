@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from perdure.api.conditions import Reason
-from perdure.api.names import RuntimeRef
+from perdure.api.names import ContainerId, RuntimeRef
 from perdure.plan.certainty import Present
 from perdure.plan.health import HealthEvent, HealthKind
 from perdure.plan.steps import ReapTask, StartTask, StopTask
-from perdure.plan.world import Exit, ImageFacts, World
+from perdure.plan.uptime import Uptime
+from perdure.plan.world import Exit, ImageFacts, StopAsked, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
 from perdure.reconcile.health_rows import tell, told
@@ -22,6 +23,9 @@ from perdure.reconcile.ports.cluster import NamespaceFacts
 from perdure.reconcile.ports.engine import ContainerPlan
 from perdure.reconcile.ports.errors import EngineRefused, PortError, SourceError
 
+STOP_IN_PLACE_SECONDS = 1.0
+"""How long a stop is waited for at once. What takes longer is looked at again at its end, or when its grace period is
+over: whoever ignores the signal for a day keeps no worker from the others."""
 KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
 PLACE_SECONDS = 2.0
@@ -32,14 +36,21 @@ NAMESPACE_SECONDS = 10.0
 log = structlog.get_logger(__name__)
 
 
-class TaskSteps:
-    """`now`: seconds since the epoch. `concurrent_starts` bounds how many tasks are started at once: more would only
-    make each of them slower."""
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    now: Callable[[], float]
+    """Seconds since the epoch."""
+    uptime: Callable[[], Uptime]
 
-    def __init__(self, hands: Hands, networks: NetworkSteps, now: Callable[[], float], concurrent_starts: int) -> None:
+
+class TaskSteps:
+    """`concurrent_starts` bounds how many tasks are started at once: more would only make each of them slower."""
+
+    def __init__(self, hands: Hands, networks: NetworkSteps, clocks: Clocks, concurrent_starts: int) -> None:
         self._hands = hands
         self._networks = networks
-        self._now = now
+        self._now = clocks.now
+        self._uptime = clocks.uptime
         self._starts = asyncio.Semaphore(concurrent_starts)
         self._namespaces: dict[str, tuple[float, NamespaceFacts | None]] = {}
 
@@ -94,7 +105,15 @@ class TaskSteps:
         async with self._starts:
             await self._hands.engine.start_task(step.container, step.key, lambda: self._network(world))
         started_at, before = self._now(), self._hands.record(ref)
-        running = replace(before, running=True, started_at=started_at, stopped_at=None, next_start_at=None, halted=None)
+        running = replace(
+            before,
+            running=True,
+            started_at=started_at,
+            stopped_at=None,
+            next_start_at=None,
+            halted=None,
+            stop_asked=None,
+        )
         # A repetition of a start that is on record already tells nothing new.
         news = () if before.running else (HealthEvent(HealthKind.STARTED),)
         running, rows = told(running, news, started_at)
@@ -119,15 +138,22 @@ class TaskSteps:
         attaching.result()
 
     async def stop(self, step: StopTask, ref: RuntimeRef) -> None:
+        """The signal goes out before it is journalled: after a kill in between it is sent again, and never taken for sent."""
         engine = self._hands.engine
         if step.preflight is not None:
             await self._hands.archives.preflight(await engine.usage(step.preflight))
         await engine.signal_task(step.container, step.signal)
-        if await engine.wait_task(step.container, step.grace_seconds):
+        asked = StopAsked(step.pid, self._uptime())
+        if await engine.wait_task(step.container, min(step.grace_seconds, STOP_IN_PLACE_SECONDS)):
             return
-        log.info("stop_grace_over", runtime=str(ref), uid=ref.uid, grace_seconds=step.grace_seconds)
-        await engine.signal_task(step.container, "SIGKILL")
-        if not await engine.wait_task(step.container, KILL_WAIT_SECONDS):
+        await self._hands.journal.commit(put=replace(self._hands.record(ref), stop_asked=asked))
+        log.info("stop_asked", runtime=str(ref), uid=ref.uid, signal=step.signal, grace_seconds=step.grace_seconds)
+
+    async def kill(self, container: ContainerId, ref: RuntimeRef) -> None:
+        engine = self._hands.engine
+        log.info("stop_grace_over", runtime=str(ref), uid=ref.uid)
+        await engine.signal_task(container, "SIGKILL")
+        if not await engine.wait_task(container, KILL_WAIT_SECONDS):
             raise EngineRefused(
                 f"the main process of {ref} is still there {KILL_WAIT_SECONDS:.0f} s after SIGKILL: it hangs in the kernel "
                 "(a dead disk or network file system). It is tried again",
@@ -150,6 +176,7 @@ class TaskSteps:
             halted=step.halted,
             restarts=step.restarts,
             health=record.health.of_next_task(),
+            stop_asked=None,
         )
         ended, rows = told(ended, step.events, ended_at)
         await self._hands.journal.commit(put=ended, rows=rows)

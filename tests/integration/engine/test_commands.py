@@ -158,3 +158,19 @@ async def test_what_a_killed_agent_left_behind_is_ended_by_the_next(
     await another.close()
     assert [text for text in inside(containerd_namespace, ref).values() if "sleep 200" in text] == []
     assert list((state_dir / "execs").iterdir()) == []
+
+
+async def test_what_hid_its_environment_from_us_ends_with_the_container(
+    rig: EngineRig, containerd_namespace: str
+) -> None:
+    ref = new_ref()
+    await rig.running(ref)
+    # Nobody's child any more, in a session of its own, without the mark.
+    line = "(unset PERDURE_PROBE; setsid sh -c 'sleep 4001 & sleep 4002' &); sleep 4003"
+    assert (await rig.engine.execute(ref.container_id, sh(line), 1.0)).code is None
+    left = inside(containerd_namespace, ref)
+    hidden = {pid: text for pid, text in left.items() if "sleep 400" in text}
+    assert {text.strip() for text in hidden.values() if " -c " not in text} == {"sleep 4001", "sleep 4002"}
+    await rig.engine.signal_task(ref.container_id, "SIGKILL")
+    await rig.ended(ref)
+    assert not hidden.keys() & set(map(int, filter(str.isdigit, os.listdir("/proc"))))

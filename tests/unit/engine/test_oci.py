@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from perdure.engine.oci.users import resolve_user
 from perdure.plan.world import ImageFacts
 from perdure.reconcile.ports.engine import ContainerPlan, ResolvedEnv
 from perdure.reconcile.ports.errors import EngineRefused
+from perdure.reconcile.ports.exec_limits import STRING_BYTES, TOTAL_BYTES
 
 REF = RuntimeRef(Kind.BOT, "agents", "hermes", Uid("u-1"), NamespaceUid("n-1"))
 NODE = NodeFeatures("x86_64", False, True, "", "Europe/Berlin", Path("/etc/resolv.conf"))
@@ -130,7 +132,65 @@ def test_command_and_args_mean_what_they_mean_in_a_pod(
 
 def test_variables_in_commands_are_expanded() -> None:
     words = ("$(A)", "x$(A)y", "$$(A)", "$(B)", "$A", "$$")
-    assert expand(words, {"A": "1"}) == ("1", "x1y", "$(A)", "$(B)", "$A", "$")
+    assert expand(words, {"A": "1"}, field="command") == ("1", "x1y", "$(A)", "$(B)", "$A", "$")
+
+
+def test_words_of_the_longest_length_pass_and_one_byte_more_does_not() -> None:
+    most = "é" * ((STRING_BYTES - 1) // 2)
+    (word,) = expand(("x$(A)",), {"A": most}, field="args")
+    assert len(word.encode()) + 1 == STRING_BYTES
+    with pytest.raises(
+        EngineRefused, match=rf"args\[1\].* {STRING_BYTES + 1} bytes.* {STRING_BYTES} at most"
+    ) as caught:
+        expand(("", "xx$(A)"), {"A": most}, field="args")
+    assert (caught.value.reason, caught.value.user_error) == (Reason.INVALID_SPEC, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("$(A)" * 8192,), r"command\[0\]"),
+        (("$(A)",) * 8192, r"command up to command\[16\]"),
+        (("$(A$(A$(" * 4096 + "$(A)" * 8192,), r"command\[0\]"),
+        (("$$(A)" * 8192 + "$(A)$(A)",), r"command\[0\]"),
+    ],
+    ids=["one word", "many words", "nested", "escaped"],
+)
+def test_a_few_bytes_that_stand_for_a_gib_take_no_memory(words: tuple[str, ...], named: str) -> None:
+    value = "v" * (STRING_BYTES - 10)
+    tracemalloc.start()
+    try:
+        with pytest.raises(EngineRefused, match=named):
+            expand(words, {"A": value}, field="command")
+        assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_variable_longer_than_any_program_may_have_is_refused() -> None:
+    fits = "v" * (STRING_BYTES - len("A=\0"))
+    assert environment(image_env=(), given=(("A", fits),), hostname="h", timezone="")[-1] == f"A={fits}"
+    with pytest.raises(EngineRefused, match=f"variable 'A' takes {STRING_BYTES + 1} bytes") as caught:
+        environment(image_env=(f"A=v{fits}",), given=(), hostname="h", timezone="")
+    assert (caught.value.reason, caught.value.user_error) == (Reason.INVALID_SPEC, True)
+
+
+def test_what_is_too_much_together_is_refused() -> None:
+    long = "v" * 100_000
+    env = ResolvedEnv(tuple((f"V{n}", long) for n in range(11)))
+    words = replace(PLAN, env=env, spec=RuntimeSpec(image="i", args=("$(V0)",) * 9))
+    spec(words)
+    with pytest.raises(
+        EngineRefused, match=rf"line takes 1000\d\d\d .*environment.* 1100\d\d\d, .*{TOTAL_BYTES}"
+    ) as caught:
+        spec(replace(words, spec=RuntimeSpec(image="i", args=("$(V0)",) * 10)))
+    assert (caught.value.reason, caught.value.user_error) == (Reason.INVALID_SPEC, True)
+
+
+def test_words_of_the_image_count_as_well() -> None:
+    image = replace(IMAGE, cmd=("x" * STRING_BYTES,))
+    with pytest.raises(EngineRefused, match="word 1 of the command line"):
+        spec(replace(PLAN, image=image))
 
 
 def test_nothing_to_run_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import msgspec
 import pytest
 from tests.fakes.cluster import ClusterState, FakeCluster
@@ -11,6 +13,7 @@ from perdure.api.conditions import Reason
 from perdure.api.runtime import EnvSource, EnvVar, FieldSelector, KeySelector, Runtime
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.ports.errors import SourceError
+from perdure.reconcile.ports.exec_limits import STRING_BYTES, TOTAL_BYTES
 
 
 @pytest.fixture
@@ -110,6 +113,48 @@ async def test_an_optional_source_that_may_not_be_read_is_not_taken_for_missing(
 async def test_a_field_that_is_not_offered_is_refused(state: ClusterState) -> None:
     with pytest.raises(SourceError, match=r"status\.podIP"):
         await values(state, field("status.podIP"))
+
+
+@pytest.mark.parametrize("source", [secret, config])
+async def test_a_value_longer_than_any_variable_may_be_is_the_users_to_mend(
+    state: ClusterState, source: Callable[[str, str], EnvVar]
+) -> None:
+    fits = "v" * (STRING_BYTES - len("X=\0"))
+    state.secrets["agents", "large"] = {"most": fits.encode(), "more": b"v" * 2**20}
+    state.config_maps["agents", "large"] = {"most": fits, "more": "v" * 2**20}
+    assert await values(state, source("most", "large")) == {"X": fits}
+    with pytest.raises(SourceError, match=f"env X takes {2**20 + 3} bytes.* {STRING_BYTES} at most") as caught:
+        await values(state, source("more", "large"))
+    assert (caught.value.reason, caught.value.user_error) == (Reason.INVALID_SPEC, True)
+
+
+async def test_what_is_too_much_together_is_refused_where_it_becomes_too_much(state: ClusterState) -> None:
+    state.secrets["agents", "large"] = {"most": b"v" * 100_000}
+    variables = [msgspec.structs.replace(secret("most", "large"), name=f"V{n}") for n in range(512)]
+    assert len(await values(state, *variables[:20])) == 20
+    with pytest.raises(SourceError, match=f"up to env V20 take .* {TOTAL_BYTES} together") as caught:
+        await values(state, *variables)
+    assert (caught.value.reason, caught.value.user_error) == (Reason.INVALID_SPEC, True)
+
+
+async def test_no_more_is_kept_of_large_secrets_than_could_be_used(state: ClusterState) -> None:
+    """What is not named in the spec is dropped, what is named and large ends it before the next ones are read."""
+    cluster, read = FakeCluster(state), []
+    for n in range(64):
+        state.secrets["agents", f"s{n}"] = {"small": b"v", "large": b"v" * 2**20, "unnamed": b"v" * 2**20}
+
+    async def reading(namespace: str, name: str) -> Mapping[str, bytes]:
+        read.append(name)
+        return state.secrets[namespace, name]
+
+    cluster.secret = reading  # type: ignore[method-assign]
+    small = [msgspec.structs.replace(secret("small", f"s{n}"), name=f"S{n}") for n in range(64)]
+    large = [msgspec.structs.replace(secret("large", f"s{n}"), name=f"L{n}") for n in range(64)]
+    assert len((await resolve(runtime(*small), cluster)).values) == 64
+    read.clear()
+    with pytest.raises(SourceError, match="bytes with Secret s1,"):
+        await resolve(runtime(*small, *large), cluster)
+    assert read == ["s0", "s1"]
 
 
 async def test_values_are_not_shown_by_accident(state: ClusterState) -> None:

@@ -36,7 +36,8 @@ from perdure.reconcile.ports.engine import Execution
 from perdure.reconcile.ports.errors import EngineRefused, EngineUnavailable
 
 MARK = "PERDURE_PROBE"
-"""Environment variable with the command's id: its children have it, too, and are known by it."""
+"""Environment variable with the command's id: its children have it, too, and are known by it. It comes first, so that it is
+found in the first piece of an environment that nobody has rearranged."""
 NOT_STARTED = 126
 KILL_SECONDS = 5.0
 """How long a command may take to be gone after SIGKILL."""
@@ -111,7 +112,7 @@ class Execs:
         container, exec_id = ContainerId(record.id), f"probe-{uuid.uuid4().hex}"
         process = msgspec.json.decode(record.spec, type=_Spec).process
         hidden = _values(process.env, secrets)
-        marked = msgspec.structs.replace(process, args=command, env=(*process.env, f"{MARK}={exec_id}"))
+        marked = msgspec.structs.replace(process, args=command, env=(f"{MARK}={exec_id}", *process.env))
         output = Fifo(self._folder / container / exec_id, KEPT_BYTES + max(map(len, hidden), default=0))
         try:
             with output:

@@ -13,7 +13,7 @@ from perdure.api.conditions import Reason
 from perdure.engine.oci import schema
 from perdure.engine.oci.limits import cgroup_limits
 from perdure.engine.oci.node import NodeFeatures
-from perdure.engine.oci.process import argument_vector, environment, expand, working_directory
+from perdure.engine.oci.process import argument_vector, check_together, environment, expand, working_directory
 from perdure.engine.oci.schema import Mount
 from perdure.engine.oci.seccomp import default_profile
 from perdure.reconcile.ports.engine import ContainerPlan
@@ -117,22 +117,20 @@ def build_spec(plan: ContainerPlan, around: Surroundings) -> schema.Spec:
     capabilities = () if plan.restricted else BASELINE_CAPABILITIES
     hostname = plan.ref.name
     given = dict(plan.env.values)
+    args = argument_vector(
+        entrypoint=plan.image.entrypoint,
+        cmd=plan.image.cmd,
+        command=expand(plan.spec.command, given, field="command"),
+        args=expand(plan.spec.args, given, field="args"),
+    )
+    env = environment(image_env=plan.image.env, given=plan.env.values, hostname=hostname, timezone=around.node.timezone)
+    check_together(args, env)
     return schema.Spec(
         oci_version=schema.VERSION,
         process=schema.Process(
             user=around.user,
-            args=argument_vector(
-                entrypoint=plan.image.entrypoint,
-                cmd=plan.image.cmd,
-                command=expand(plan.spec.command, given),
-                args=expand(plan.spec.args, given),
-            ),
-            env=environment(
-                image_env=plan.image.env,
-                given=plan.env.values,
-                hostname=hostname,
-                timezone=around.node.timezone,
-            ),
+            args=args,
+            env=env,
             cwd=working_directory(plan.spec.working_dir, plan.image.working_dir),
             capabilities=schema.Capabilities(bounding=capabilities, effective=capabilities, permitted=capabilities),
             no_new_privileges=True,
