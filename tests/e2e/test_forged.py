@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.e2e.harness.machine import Machine, Stage
@@ -33,10 +34,10 @@ def elsewhere(machine: Machine) -> Iterator[Kubectl]:
     machine.kubectl()("delete", "namespace", name, "--wait=false", "--ignore-not-found")
 
 
-def forge(stage: Stage, elsewhere: Kubectl, victim: Runtime, **spec: object) -> Runtime:
+def forge(stage: Stage, elsewhere: Kubectl, victim: Runtime, **spec: Any) -> Runtime:
     """The victim's name, and all that the controller writes when it binds."""
     node = elsewhere.get("runtimenode", stage.site.name)
-    namespace = elsewhere.get("namespace", victim.kubectl.namespace)
+    namespace = elsewhere.get("namespace", str(victim.kubectl.namespace))
     forged = stage.runtime(elsewhere, victim.name, **spec)
     manifest = forged.manifest()
     manifest["metadata"] |= {
@@ -79,7 +80,7 @@ def test_a_forged_binding_restores_and_purges_nothing_of_others(
     assert "notes" not in forged.run("ls /data")
     found = forged.read()
     assert found is not None
-    own = elsewhere.get("namespace", elsewhere.namespace)["metadata"]["uid"]
+    own = elsewhere.get("namespace", str(elsewhere.namespace))["metadata"]["uid"]
     assert found["metadata"]["labels"][LABEL_NAMESPACE_UID] == own
     eventually(lambda: warnings_about(forged), "it is told why", lambda told: "NotBound" in told)
     forged.delete_and_wait()
