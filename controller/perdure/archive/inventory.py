@@ -11,16 +11,13 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from perdure.api.names import Kind
 from perdure.archive import layout
-from perdure.archive.manifest import FORMAT_VERSION, Source
+from perdure.archive.manifest import FORMAT_VERSION, MAX_MANIFEST, Source
 
-MAX_MANIFEST: Final = 64 << 20
-"""Bytes of a manifest that are read at once: a list of about a million deletions."""
 _KINDS = frozenset(kind.value for kind in Kind)
 
 
@@ -108,6 +105,26 @@ class _Odd(Exception):
 def _read(folder: int, parts: tuple[str, ...], sequence: int) -> Brief:
     """Raises `_Odd`, `msgspec.DecodeError`, `OSError`."""
     _require_file(folder, layout.archive_name(sequence), "there is a manifest without its archive")
+    brief = _brief(folder, sequence)
+    source = brief.contents.source
+    told = (source.installation, source.namespace, source.kind, source.name, source.uid)
+    if told != parts or source.sequence != sequence:
+        raise _Odd(f"its manifest says that it is {'/'.join(told)}/{source.sequence}, which is not where it lies")
+    if source.kind not in _KINDS:
+        raise _Odd(f"its manifest is of a {source.kind}, which is no kind of runtime")
+    return brief
+
+
+def source_of(folder: int, sequence: int) -> Source | None:
+    """Whose archive it is by its manifest; None where there is none that can be read. Raises `OSError`."""
+    try:
+        return _brief(folder, sequence).contents.source
+    except (_Odd, msgspec.DecodeError):
+        return None
+
+
+def _brief(folder: int, sequence: int) -> Brief:
+    """Raises `_Odd`, `msgspec.DecodeError`, `OSError`."""
     name = layout.manifest_name(sequence)
     size = _require_file(folder, name, "there is no manifest: it was never finished")
     if size > MAX_MANIFEST:
@@ -117,12 +134,6 @@ def _read(folder: int, parts: tuple[str, ...], sequence: int) -> Brief:
         brief = msgspec.json.decode(file.read(MAX_MANIFEST + 1), type=Brief)
     if brief.format_version != FORMAT_VERSION:
         raise _Odd(f"its manifest has the format {brief.format_version}, which is not known here")
-    source = brief.contents.source
-    told = (source.installation, source.namespace, source.kind, source.name, source.uid)
-    if told != parts or source.sequence != sequence:
-        raise _Odd(f"its manifest says that it is {'/'.join(told)}/{source.sequence}, which is not where it lies")
-    if source.kind not in _KINDS:
-        raise _Odd(f"its manifest is of a {source.kind}, which is no kind of runtime")
     return brief
 
 

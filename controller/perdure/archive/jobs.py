@@ -1,11 +1,16 @@
-"""What the worker is asked, and what it answers: JSON over its standard input and output, one line per message."""
+"""What the worker is asked, and what it answers: JSON over its standard input and output, one line per message.
+
+What a line of the worker may hold does not grow with the layer: manifests stay in the worker.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 import msgspec
 
 from perdure.archive.faults import FaultKind
-from perdure.archive.manifest import Manifest, Source
+from perdure.archive.manifest import Source
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -49,12 +54,24 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 Job = Export | Verify | Restore
 
 
+LONGEST_ANSWER: Final = 64 << 10
+"""Bytes of one line of the worker."""
+LONGEST_MESSAGE: Final = 8 << 10
+"""Characters of a failure's message: in JSON, with every one escaped, they fit into a line."""
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """The job moves. Said at most once a second, and not at all when it hangs."""
 
 
-class Done(msgspec.Struct, frozen=True, tag=True):
-    manifest: Manifest
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The archive that was written, verified or restored, as its manifest says."""
+
+    sha256: str
+    bytes: int
+    uncompressed_bytes: int
+    entries: int
+    empty: bool
 
 
 class Failed(msgspec.Struct, frozen=True, tag=True):

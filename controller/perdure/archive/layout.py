@@ -25,7 +25,8 @@ _PARTIAL_SUFFIX: Final = ".partial"
 _SEQUENCE_FILE = re.compile(r"(\d+)(?:\.tar\.zst|\.json)")
 _FOLDER_MODE, _FILE_MODE = 0o700, 0o600
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_MAX_MANIFEST = 512 << 20
+_MAX_MANIFEST: Final = 512 << 20
+"""Bytes of the largest manifest that a worker reads: earlier versions wrote larger ones than this one does."""
 
 
 class Busy(Fault):

@@ -1,7 +1,8 @@
 """The `Archives` port over a folder of this node. The agent makes one per store and gives it to the executor.
 
 Every long job is a child process (`worker`); what is left here is short and runs in threads, so the event loop never
-waits for a disk. A job is killed when it has not moved for `STALL_SECONDS`, and when it is cancelled.
+waits for a disk. A few jobs run at once, the others wait in the order in which they came. A job is killed when it has not
+moved for `STALL_SECONDS`, and when it is cancelled.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import contextlib
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -25,8 +26,8 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, SnapshotKey, Uid
 from perdure.archive import inventory, layout
 from perdure.archive.faults import Fault, FaultKind, store_errors
-from perdure.archive.jobs import Answer, Done, Export, Failed, Job, Known, Progress, Restore, Verify
-from perdure.archive.manifest import Manifest, ManifestError, Source
+from perdure.archive.jobs import LONGEST_ANSWER, Answer, Done, Export, Failed, Job, Known, Progress, Restore, Verify
+from perdure.archive.manifest import Source
 from perdure.archive.stages import TOOLS_PATH, missing_tools
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.archives import ArchiveRequest, StoredArchive
@@ -35,11 +36,11 @@ from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
 
 STALL_SECONDS: Final = 300.0
 """A job that reports nothing for so long hangs (a dead disk, a lost mount)."""
+JOBS_AT_ONCE: Final = 3
+"""Each takes hundreds of MiB for what it knows of a layer, and compresses on all processors."""
 _QUICK_SECONDS: Final = 30.0
 _SURVEYED_AT_ONCE: Final = 16
 _KILL_SECONDS: Final = 10.0
-_LONGEST_ANSWER: Final = 512 << 20
-"""Bytes of one line of the worker: a manifest may list many deletions."""
 _SOURCE_ROOT = str(Path(perdure.__file__).resolve().parent.parent)
 
 _REASONS = {
@@ -66,6 +67,8 @@ class LocalStore:
     reserve: int = 64 << 20
     """Bytes that must stay free in the store after an archive was written."""
     stall_seconds: float = STALL_SECONDS
+    turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(JOBS_AT_ONCE), repr=False, compare=False)
+    """Of jobs, first come, first served."""
 
     async def open(self) -> None:
         """Make the folder, try it, and remove what jobs of a killed agent left. Once, at start. Raises `StoreError`."""
@@ -118,7 +121,7 @@ class LocalStore:
             store=str(self.root), folder=folder, sequence=request.sequence, source=source, upper=str(layer.upper)
         )
         try:
-            manifest = await self._run(job)
+            done = await self._run(job)
         except (asyncio.CancelledError, StoreError):
             with contextlib.suppress(StoreError):  # the first error is the one to tell; the next export sweeps again
                 await asyncio.shield(self._in_thread(self._sweep, folder))
@@ -128,12 +131,12 @@ class LocalStore:
             runtime=str(ref),
             uid=ref.uid,
             sequence=request.sequence,
-            bytes=manifest.bytes,
-            entries=manifest.contents.entries,
+            bytes=done.bytes,
+            entries=done.entries,
         )
-        return self._facts(request, manifest)
+        return self._facts(request, done)
 
-    def _facts(self, request: ArchiveRequest, manifest: Manifest) -> ArchiveFacts:
+    def _facts(self, request: ArchiveRequest, done: Done) -> ArchiveFacts:
         return ArchiveFacts(
             sequence=request.sequence,
             kind=request.ref.kind,
@@ -146,11 +149,11 @@ class LocalStore:
             image=request.workspace.image,
             image_digest=request.workspace.image_digest,
             chain_id=request.workspace.chain_id,
-            sha256=manifest.sha256,
-            bytes=manifest.bytes,
-            entries=manifest.contents.entries,
-            uncompressed_bytes=manifest.uncompressed_bytes,
-            empty=manifest.empty,
+            sha256=done.sha256,
+            bytes=done.bytes,
+            entries=done.entries,
+            uncompressed_bytes=done.uncompressed_bytes,
+            empty=done.empty,
         )
 
     def _sweep(self, folder: tuple[str, ...]) -> None:
@@ -286,7 +289,17 @@ class LocalStore:
             message = f"the store {self.root} did not answer within {_QUICK_SECONDS:.0f} s; check its disk or mount"
             raise StoreError(message, reason=Reason.STORE_UNAVAILABLE) from error
 
-    async def _run(self, job: Job) -> Manifest:
+    async def _run(self, job: Job) -> Done:
+        """Run a job when its turn has come. Cancelled before that, it leaves its place."""
+        waits = self.turns.locked()
+        if waits:
+            log.info("archive_job_waits", store=self.name, job=type(job).__name__, at_once=JOBS_AT_ONCE)
+        async with self.turns:
+            if waits:
+                log.info("archive_job_begins", store=self.name, job=type(job).__name__)
+            return await self._work(job)
+
+    async def _work(self, job: Job) -> Done:
         """Run a job in a worker to its end. Killed with all that it started when it stalls, or when this is cancelled."""
         command = (sys.executable, "-P", "-s", "-m", "perdure.archive.worker", str(os.getpid()))
         process = await asyncio.create_subprocess_exec(
@@ -294,19 +307,19 @@ class LocalStore:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={"PATH": TOOLS_PATH, "LC_ALL": "C.UTF-8", "PYTHONPATH": _SOURCE_ROOT},
-            limit=_LONGEST_ANSWER,
+            limit=LONGEST_ANSWER,
         )
         ends_by_itself = False
         try:
-            manifest = await self._converse(process, job)
+            done = await self._converse(process, job)
             ends_by_itself = True
-            return manifest
+            return done
         except Fault as fault:
             raise _port_error(fault) from fault
         finally:
             await asyncio.shield(_end(process, terminate=not ends_by_itself))
 
-    async def _converse(self, process: asyncio.subprocess.Process, job: Job) -> Manifest:
+    async def _converse(self, process: asyncio.subprocess.Process, job: Job) -> Done:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("the worker was started without pipes")
         process.stdin.write(msgspec.json.encode(job))
@@ -321,13 +334,17 @@ class LocalStore:
                     f"a job on the store {self.root} did not move for {self.stall_seconds:.0f} s and was ended; "
                     "check the disks of the store and of the engine",
                 ) from error
+            except ValueError as error:
+                raise Fault(
+                    _failure_of(job), f"the archive worker said more than {LONGEST_ANSWER} bytes at once; see its log"
+                ) from error
             if not line:
                 raise Fault(
                     _failure_of(job), f"the archive worker died while it worked in {self.root}; see the agent's log"
                 )
             match msgspec.json.decode(line, type=Answer):
-                case Done(manifest):
-                    return manifest
+                case Done() as done:
+                    return done
                 case Failed(kind, message):
                     raise Fault(kind, message)
                 case Progress():
@@ -336,11 +353,8 @@ class LocalStore:
 
 def _is_of_another_namespace(folder: int, sequence: int, ref: RuntimeRef) -> bool:
     """Whether the manifest proves that the namespace was an earlier one of the same name: that is another identity."""
-    try:
-        manifest = layout.read_manifest(folder, sequence)
-    except ManifestError:
-        return False
-    return manifest is not None and manifest.contents.source.namespace_uid != ref.namespace_uid
+    source = inventory.source_of(folder, sequence)
+    return source is not None and source.namespace_uid != ref.namespace_uid
 
 
 def _failure_of(job: Job) -> FaultKind:

@@ -16,7 +16,11 @@ import msgspec
 FORMAT_VERSION: Final = 1
 _SKIPPABLE_MAGIC = 0x184D2A50  # zstd compression format (RFC 8878), section 3.1.2
 _FRAME_HEADER = struct.Struct("<II")
-_MAX_CONTENTS = 256 << 20
+MAX_MANIFEST: Final = 64 << 20
+"""Bytes of the largest manifest that is written, and that the agent itself reads: a list of about a million deletions."""
+_MAX_FRAME: Final = 256 << 20
+"""Bytes of the largest frame that a worker reads."""
+NAMED_SOCKETS: Final = 100
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,7 +74,9 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """Folders that hide what the image has under the same path."""
     devices: tuple[DeviceNode, ...] = ()
     sockets: tuple[str, ...] = ()
-    """Left out: a socket without its process is nothing."""
+    """Left out: a socket without its process is nothing. The first `NAMED_SOCKETS` (in earlier archives: all)."""
+    more_sockets: int = 0
+    """Left out as well, and not named: whoever writes to a layer can make any number of them."""
 
     @property
     def empty(self) -> bool:
@@ -128,9 +134,16 @@ class _Versioned(msgspec.Struct, frozen=True):
 
 
 def encode_frame(contents: Contents) -> bytes:
+    """Raises `ManifestError` if a manifest with these contents would be larger than `MAX_MANIFEST`."""
     payload = msgspec.json.encode(contents)
-    if len(payload) > _MAX_CONTENTS:
-        raise ManifestError(f"the lists of deletions take {len(payload)} bytes, more than {_MAX_CONTENTS}")
+    longest = Manifest(sha256="0" * 64, bytes=2**63, uncompressed_bytes=2**63, empty=False, contents=contents)
+    size = len(encode_manifest(longest))
+    if size > MAX_MANIFEST:
+        raise ManifestError(
+            f"its {len(contents.deletions)} deletions, {len(contents.devices)} device nodes and {len(contents.opaque)} opaque "
+            f"folders would make a manifest of {size >> 20} MiB, which is more than the {MAX_MANIFEST >> 20} MiB that one may "
+            "have; remove some"
+        )
     return _FRAME_HEADER.pack(_SKIPPABLE_MAGIC, len(payload)) + payload
 
 
@@ -140,7 +153,7 @@ def read_frame(fd: int) -> Contents:
     if len(header) < _FRAME_HEADER.size:
         raise ManifestError("the file is shorter than a frame header")
     magic, length = _FRAME_HEADER.unpack(header)
-    if magic != _SKIPPABLE_MAGIC or length > _MAX_CONTENTS:
+    if magic != _SKIPPABLE_MAGIC or length > _MAX_FRAME:
         raise ManifestError("the file does not begin with the frame that says what it is")
     payload = bytearray()
     while len(payload) < length:

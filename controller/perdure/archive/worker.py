@@ -14,7 +14,7 @@ import msgspec
 from perdure.archive import extractor, writer
 from perdure.archive.faults import Fault
 from perdure.archive.isolation import isolate
-from perdure.archive.jobs import Answer, Done, Export, Failed, Job, Progress, Restore, Verify
+from perdure.archive.jobs import LONGEST_MESSAGE, Answer, Done, Export, Failed, Job, Progress, Restore, Verify
 from perdure.archive.manifest import Manifest
 
 _PROGRESS_SECONDS = 1.0
@@ -49,13 +49,23 @@ def _run(job: Job) -> Manifest:
             return extractor.restore(job, tick)
 
 
+def _done(manifest: Manifest) -> Done:
+    return Done(
+        sha256=manifest.sha256,
+        bytes=manifest.bytes,
+        uncompressed_bytes=manifest.uncompressed_bytes,
+        entries=manifest.contents.entries,
+        empty=manifest.empty,
+    )
+
+
 def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     isolate(parent=int(sys.argv[1]))
     try:
-        _say(Done(_run(job)))
+        _say(_done(_run(job)))
     except Fault as fault:
-        _say(Failed(fault.kind, fault.message))
+        _say(Failed(fault.kind, fault.message[:LONGEST_MESSAGE]))
 
 
 if __name__ == "__main__":

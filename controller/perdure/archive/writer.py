@@ -16,7 +16,7 @@ from perdure.archive import layout
 from perdure.archive.faults import Fault, FaultKind, layer_errors, store_errors
 from perdure.archive.isolation import bind_read_only
 from perdure.archive.jobs import Export
-from perdure.archive.manifest import Contents, Manifest, ManifestError, encode_frame, encode_path
+from perdure.archive.manifest import NAMED_SOCKETS, Contents, Manifest, ManifestError, encode_frame, encode_path
 from perdure.archive.stages import TAR, ZSTD, Pipe, Stage, tool_path, tool_version
 from perdure.archive.survey import Survey, Unarchivable, survey
 from perdure.archive.tree import TAR_XATTR_OPTIONS
@@ -85,11 +85,15 @@ def _existing(job: Export, folder: int, tick: Callable[[], None]) -> Manifest | 
 
 def _write(job: Export, folder: int, found: Survey, tick: Callable[[], None]) -> Manifest:
     contents = _describe(job, found)
+    try:
+        frame = encode_frame(contents)
+    except ManifestError as error:
+        raise Fault(FaultKind.ARCHIVE_FAILED, f"archiving {job.source.snapshot_key}: {error}") from error
     name = layout.archive_name(job.sequence)
     fd = layout.new_partial(folder, name)
     try:
         with open(fd, "wb", closefd=False) as file:
-            file.write(encode_frame(contents))
+            file.write(frame)
         _run_tar(job, found, fd, tick)
         os.fsync(fd)
         forget_cached_pages(fd)
@@ -142,7 +146,8 @@ def _describe(job: Export, found: Survey) -> Contents:
         deletions=tuple(map(encode_path, found.deletions)),
         opaque=tuple(map(encode_path, found.opaque)),
         devices=tuple(found.devices),
-        sockets=tuple(map(encode_path, found.sockets)),
+        sockets=tuple(map(encode_path, found.sockets[:NAMED_SOCKETS])),
+        more_sockets=max(0, len(found.sockets) - NAMED_SOCKETS),
     )
 
 

@@ -89,9 +89,8 @@ class NamespaceProbes:
             head = await _get(to, action, f"{path}?{parts.query}" if parts.query else path)
             if not 300 <= head.status < 400 or not head.location:
                 break
-            target = urljoin(url, head.location)
-            odd = not head.location.isascii() or not head.location.isprintable() or " " in head.location
-            if odd or not f"{target}/".startswith(f"{origin}/"):
+            target = _within(origin, url, head.location)
+            if target is None:
                 break
             url = target
         else:
@@ -99,6 +98,18 @@ class NamespaceProbes:
         if 200 <= head.status < 400:
             return SUCCESS
         raise _BadAnswer(f"status {head.status}")
+
+
+def _within(origin: str, url: str, location: str) -> str | None:
+    """Where a redirect from `url` leads if that is at the same place; None: elsewhere, or to what is no address."""
+    if not location.isascii() or not location.isprintable() or " " in location:
+        return None
+    try:
+        target = urljoin(url, location)
+        urlsplit(target)
+    except ValueError:
+        return None
+    return target if f"{target}/".startswith(f"{origin}/") else None
 
 
 async def _asked(doing: str, to: Endpoint, seconds: float, asking: Coroutine[Any, Any, ProbeResult]) -> ProbeResult:
@@ -148,16 +159,18 @@ async def _head(reader: asyncio.StreamReader) -> _Head:
     """The first head that is an answer: what only announces one (1xx) is passed over. Raises `_BadAnswer`, `EOFError`."""
     left = HEAD_BYTES
     while True:
-        words = (await _line(reader)).split(maxsplit=2)
+        line = await _line(reader)
+        left -= len(line)
+        words = line.split(maxsplit=2)
         if len(words) < 2 or not words[0].startswith(b"HTTP/") or len(words[1]) != 3 or not words[1].isdigit():
             raise _BadAnswer(f"the answer is no HTTP: {_shown(b' '.join(words).decode('latin-1'))}")
         status, location = int(words[1]), ""
         # Only a redirect needs more than the first line.
         while 100 <= status < 200 or 300 <= status < 400:
-            line = await _line(reader)
-            left -= len(line)
             if left < 0:
                 raise _BadAnswer(f"the head of the answer is longer than {HEAD_BYTES} bytes")
+            line = await _line(reader)
+            left -= len(line)
             if not line.strip():
                 break
             name, _, value = line.partition(b":")

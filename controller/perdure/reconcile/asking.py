@@ -30,6 +30,7 @@ class Target:
     """A task that is to be asked, and by which probes."""
 
     uid: Uid
+    namespace: str
     container: ContainerId
     pid: int
     """Another pid is another task: nothing that was answered counts for it."""
@@ -60,6 +61,7 @@ def target_of(world: World) -> Target | None:
     sandbox = world.observed.sandbox.it if isinstance(world.observed.sandbox, Present) else None
     return Target(
         uid=world.ref.uid,
+        namespace=world.ref.namespace,
         container=world.ref.container_id,
         pid=task.it.pid,
         started_at=record.started_at or 0.0,

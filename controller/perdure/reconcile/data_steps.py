@@ -175,9 +175,11 @@ class DataSteps:
                 await self._verify(archived)
 
     async def _verify(self, archive: ArchiveFacts) -> None:
+        """Under the operation's lease: it may wait long for its turn, and read for long."""
         if archive.sequence in self._verified_here:
             return
-        await self._hands.archives.verify(archive)
+        async with self._hands.leases.kept(archive.uid):
+            await self._hands.archives.verify(archive)
         self._verified_here.add(archive.sequence)
 
     async def purge_archives(self, ref: RuntimeRef) -> None:

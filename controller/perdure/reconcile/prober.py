@@ -1,4 +1,5 @@
-"""Asks the probes of all runtimes of a node: who is due when, how many at once, and what as many answers in a row come to.
+"""Asks the probes of all runtimes of a node: who is due when, and what as many answers in a row come to (`turns`: who may
+be asked at once).
 
 One heap of due times and one task for the whole node, whatever the number of runtimes. The reconciler says whom to ask
 after each look (`follow`) and reads verdicts with the next (`facts`); a verdict that changes wakes the runtime, an answer
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,12 +24,10 @@ from perdure.plan.health import MESSAGE_CHARACTERS, NOTHING_PROBED, ProbeFacts, 
 from perdure.reconcile.asking import Target
 from perdure.reconcile.ports.probing import ProbeOutcome, ProbeResult
 from perdure.reconcile.probe import Probe as Telemetry
+from perdure.reconcile.turns import SLOW_SECONDS, Question, Turns
 
-SLOTS = 16
-"""Probes that are asked at once, at most."""
-SLOW_SLOTS = 8
-"""Of these, those for probes whose last answer did not come in time: what hangs can never take all of them, so whoever
-answers is asked on time."""
+QUICK_AGAIN = 10
+"""Quick answers in a row after which a probe that was slow counts as quick."""
 OVERTIME_SECONDS = 20.0
 """How long after its timeout a question may still take to be cleared away (a command and its children are killed)."""
 JITTER = 0.05
@@ -75,6 +73,27 @@ class _Series:
     current: bool = True
     """False: nobody waits for what is still under way."""
     slow: bool = False
+    """Known by what it took; a new one is not."""
+    quick_answers: int = 0
+    """Since it was slow last."""
+
+    def took(self, seconds: float, late: bool) -> None:
+        if late or seconds >= SLOW_SECONDS:
+            self.slow, self.quick_answers = True, 0
+        else:
+            self.quick_answers += 1
+            self.slow = self.slow and self.quick_answers < QUICK_AGAIN
+
+
+@dataclass(slots=True, eq=False)
+class _Question(Question):
+    """One turn of one series. `began`: on the loop's clock, once it is under way."""
+
+    uid: Uid
+    kind: ProbeKind
+    series: _Series
+    began: float = 0.0
+    turning: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
@@ -102,10 +121,8 @@ class Prober:
         self._followed: dict[Uid, _Followed] = {}
         self._due: list[tuple[float, int, Uid, ProbeKind, _Series]] = []
         self._numbers = count()
-        self._ready: deque[tuple[Uid, ProbeKind, _Series]] = deque()
-        self._ready_slow: deque[tuple[Uid, ProbeKind, _Series]] = deque()
+        self._turns: Turns[_Question] = Turns()
         self._under_way: set[asyncio.Task[ProbeResult]] = set()
-        self._slow_under_way = 0
         self._wake = asyncio.Event()
 
     # ------------------------------------------------------------------------------------------ the reconciler's side
@@ -183,23 +200,29 @@ class Prober:
         while self._due and self._due[0][0] <= now:
             _, _, uid, kind, series = heapq.heappop(self._due)
             if series.current:
-                (self._ready_slow if series.slow else self._ready).append((uid, kind, series))
+                self._turns.wait(_Question(self._followed[uid].target.namespace, series.slow, uid, kind, series))
 
     def _start_ready(self) -> None:
-        while self._ready and len(self._under_way) < SLOTS:
-            self._start(*self._ready.popleft())
-        while self._ready_slow and len(self._under_way) < SLOTS and self._slow_under_way < SLOW_SLOTS:
-            self._start(*self._ready_slow.popleft())
+        while (question := self._turns.next()) is not None:
+            if question.series.current:
+                self._start(question)
+            else:
+                self._turns.end(question)
 
-    def _start(self, uid: Uid, kind: ProbeKind, series: _Series) -> None:
-        if not series.current:
-            return
-        was_slow, target = series.slow, self._followed[uid].target
-        began = asyncio.get_running_loop().time()
-        task = asyncio.create_task(self._answer(target, series.probe), name=f"probe-{kind.value}-{uid}")
+    def _start(self, question: _Question) -> None:
+        loop = asyncio.get_running_loop()
+        question.began = loop.time()
+        if not question.slow:
+            question.turning = loop.call_later(SLOW_SECONDS, self._turn_slow, question)
+        asking = self._answer(self._followed[question.uid].target, question.series.probe)
+        task = asyncio.create_task(asking, name=f"probe-{question.kind.value}-{question.uid}")
         self._under_way.add(task)
-        self._slow_under_way += was_slow
-        task.add_done_callback(partial(self._done, uid, kind, series, began, was_slow))
+        task.add_done_callback(partial(self._done, question))
+
+    def _turn_slow(self, question: _Question) -> None:
+        question.turning = None
+        self._turns.turn_slow(question)
+        self._wake.set()
 
     async def _answer(self, target: Target, probe: Probe) -> ProbeResult:
         try:
@@ -208,18 +231,13 @@ class Prober:
         except TimeoutError:
             return ProbeResult(ProbeOutcome.UNKNOWN, "it could not be asked to the end: the node hangs", late=True)
 
-    def _done(
-        self,
-        uid: Uid,
-        kind: ProbeKind,
-        series: _Series,
-        began: float,
-        was_slow: bool,
-        task: asyncio.Task[ProbeResult],
-    ) -> None:
+    def _done(self, question: _Question, task: asyncio.Task[ProbeResult]) -> None:
         """A defect in asking is logged, costs this probe one turn, and no other anything."""
+        uid, kind, series = question.uid, question.kind, question.series
         self._under_way.discard(task)
-        self._slow_under_way -= was_slow
+        if question.turning is not None:
+            question.turning.cancel()
+        self._turns.end(question)
         self._wake.set()
         if task.cancelled() or not series.current:
             return
@@ -231,9 +249,9 @@ class Prober:
             result = task.result()
         self._telemetry.probed(kind.value, result.outcome.value)
         log.debug("probed", uid=uid, probe=kind.value, result=result.outcome.value, message=result.message)
-        series.slow = result.late
+        elapsed = asyncio.get_running_loop().time() - question.began
+        series.took(elapsed, result.late)
         if series.streak.add(result):
             self._changed(uid)
         period = series.probe.period_seconds * self._random.uniform(1 - JITTER, 1 + JITTER)
-        elapsed = asyncio.get_running_loop().time() - began
         self._put(max(0.0, period - elapsed), uid, kind, series)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import stat
 import subprocess
 import threading
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.integration.archive.conftest import processes_naming
 from tests.integration.archive.layers import INSTALLATION, REF, Place, fill, request
@@ -21,6 +23,7 @@ from tests.rig_support.tree import describe
 
 from perdure.api.conditions import Reason
 from perdure.archive import layout
+from perdure.archive.manifest import NAMED_SOCKETS
 from perdure.archive.tree import MAX_PATH
 from perdure.reconcile.ports.errors import StoreError
 
@@ -153,6 +156,43 @@ async def test_a_path_too_long_to_be_extracted_is_refused(place: Place) -> None:
     os.close(fd)
     with pytest.raises(StoreError, match="is a path of"):
         await place.store.export(request(), place.source)
+    assert stored(place) == []
+
+
+def deep_folder(upper: Path) -> int:
+    """A descriptor of a folder whose path takes some 11 KiB when it is written into a manifest."""
+    fd = os.open(upper, os.O_RDONLY)
+    for _ in range(15):
+        os.mkdir(b"\xff" * 250, dir_fd=fd)
+        deeper = os.open(b"\xff" * 250, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = deeper
+    return fd
+
+
+async def test_any_number_of_sockets_is_left_out_and_few_are_named(place: Place) -> None:
+    fd = deep_folder(place.source.upper)
+    for n in range(8000):
+        os.mknod(f"{n:05}", stat.S_IFSOCK | 0o600, dir_fd=fd)
+    os.close(fd)
+    archive = await place.store.export(request(), place.source)
+    contents = msgspec.json.decode(place.manifest_file().read_bytes())["contents"]
+    assert len(contents["sockets"]) == NAMED_SOCKETS
+    assert contents["more_sockets"] == 8000 - NAMED_SOCKETS
+    assert contents["sockets"][0].endswith("/00000")
+    await place.store.verify(archive)
+    await place.store.restore(archive, place.fresh)
+    assert describe(place.fresh.upper) == describe(place.source.upper)
+
+
+async def test_a_layer_of_which_the_manifest_could_not_be_read_is_refused_and_kept(place: Place) -> None:
+    fd = deep_folder(place.source.upper)
+    for n in range(6000):
+        os.mknod(f"{n:05}", stat.S_IFCHR | 0o600, os.makedev(1, 3), dir_fd=fd)
+    os.close(fd)
+    with pytest.raises(StoreError, match="6000 device nodes") as caught:
+        await place.store.export(request(), place.source)
+    assert caught.value.reason is Reason.ARCHIVE_FAILED
     assert stored(place) == []
 
 

@@ -13,6 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from perdure.api.probes import HttpGetAction, HttpHeader, HttpScheme
 from perdure.network import netns
@@ -164,13 +167,15 @@ async def test_a_redirect_to_itself_is_followed_and_one_elsewhere_is_an_answer(i
             b"/loop": status(302, "Location: /loop"),
             b"/nowhere": status(302),
             b"/lines": status(302, "Location: /a\tb"),
+            b"/bracket": status(302, "Location: http://["),
+            b"/no-address": status(302, "Location: //[x]/"),
         }
         connection.sendall(answers[line.split()[1]])
 
     to = inside.tcp(serve)
     assert outcome(await get(to, "/here")) == "failure"
     assert outcome(await get(to, "/absolute")) == "failure"
-    for path in ("/away", "/port", "/prefix", "/nowhere", "/lines"):
+    for path in ("/away", "/port", "/prefix", "/nowhere", "/lines", "/bracket", "/no-address"):
         asked = len(inside.heard)
         assert outcome(await get(to, path)) == "success", path
         assert len(inside.heard) == asked + 1, "nobody else is asked"
@@ -220,6 +225,12 @@ def endless_headers(connection: socket.socket) -> None:
         connection.sendall(b"X-More: y\r\n" * 1000)
 
 
+def endless_announcements(connection: socket.socket) -> None:
+    connection.recv(65536)
+    while True:
+        connection.sendall(b"HTTP/1.1 100 " + b"x" * 8000 + b"\r\n\r\n")
+
+
 def drip(connection: socket.socket) -> None:
     connection.recv(65536)
     for byte in b"HTTP/1.1 200 OK\r\n" * 100:
@@ -242,6 +253,7 @@ def hang_up(connection: socket.socket) -> None:
         (flood, "success", ""),
         (endless_line, "failure", "longer than"),
         (endless_headers, "failure", "longer than"),
+        (endless_announcements, "failure", "longer than"),
         (drip, "failure", "no answer within 1 s"),
         (silent, "failure", "no answer within 1 s"),
         (hang_up, "failure", "ended before the answer"),
@@ -249,8 +261,11 @@ def hang_up(connection: socket.socket) -> None:
         (Inside.answering(Inside(Path(), ExitStack()), b"HTTP/1.1 2000 OK\r\n"), "failure", "no HTTP"),
         (Inside.answering(Inside(Path(), ExitStack()), b"\x1b[31m\x00\xff\r\n"), "failure", "no HTTP"),
     ],
-    ids=["flood", "endless line", "endless headers", "drip", "silent", "hang up", "ssh", "odd status", "control codes"],
-)
+    ids=[
+        "flood", "endless line", "endless headers", "endless announcements", "drip", "silent", "hang up", "ssh",
+        "odd status", "control codes",
+    ],
+)  # fmt: skip
 async def test_a_server_that_misbehaves_costs_its_time_and_no_more(
     inside: Inside, serve: Serve, expected: str, words: str
 ) -> None:
@@ -262,6 +277,79 @@ async def test_a_server_that_misbehaves_costs_its_time_and_no_more(
     assert len(result.message) < 1000
     assert result.message.isprintable()
     assert result.late == ("within" in result.message)
+
+
+def _header(name: bytes, value: bytes) -> bytes:
+    return name + b": " + value
+
+
+STATUS_LINES = st.builds(
+    lambda version, code, rest: version + b" " + code + rest,
+    st.sampled_from([b"HTTP/1.1", b"HTTP/1.0", b"HTTP/", b"http/1.1", b"\xef\xbb\xbfHTTP/1.1"]),
+    st.one_of(
+        st.integers(100, 999).map(lambda code: b"%d" % code),
+        st.sampled_from(
+            [b"302", b"100", b"000", b"-30", b"+30", b"3_2", b"\xb2\xb3\xb9", "٣٠٢".encode(), b"30200000000"]
+        ),
+    ),
+    st.binary(max_size=8),
+)
+PRINTABLE = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), max_size=12).map(str.encode)
+LOCATIONS = st.one_of(
+    st.binary(max_size=20),
+    st.builds(
+        bytes.__add__,
+        st.sampled_from([b"", b"http://", b"//", b"http://[", b"//[::1", b"http://[v1.x]", b"//h:x", b"/", b"?", b"#"]),
+        PRINTABLE,
+    ),
+)
+HEADERS = st.one_of(
+    st.builds(_header, st.sampled_from([b"Location", b"LOCATION ", b"\tlocation"]), LOCATIONS),
+    st.builds(
+        _header,
+        st.sampled_from([b"Content-Length", b"Transfer-Encoding", b"Content-Encoding"]),
+        st.sampled_from([b"-1", b"9" * 5000, b"0x10", b"chunked", "٣".encode(), b"", b"gzip\0"]),
+    ),
+    st.binary(max_size=20),
+)
+ANSWERS = st.one_of(
+    st.binary(max_size=200),
+    LOCATIONS.map(lambda location: status(302, "Location: ").replace(b"Location: ", b"Location: " + location)),
+    st.builds(
+        lambda line, headers, body: b"\r\n".join([line, *headers, b"", body]),
+        STATUS_LINES,
+        st.lists(HEADERS, max_size=4),
+        st.binary(max_size=20),
+    ),
+)
+"""Noise, and what looks like an answer until it is taken at its word."""
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("scheme", HttpScheme)
+def test_whatever_a_server_says_is_a_verdict(
+    inside: Inside, scheme: HttpScheme, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    said = b""
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(said)
+
+    to = inside.tcp(serve)
+    with asyncio.Runner(loop_factory=loop) as runner:
+
+        @settings(max_examples=150, deadline=None)
+        @given(ANSWERS)
+        def hear(answer: bytes) -> None:
+            nonlocal said
+            said = answer
+            result = runner.run(get(to, scheme=scheme))
+            assert result.outcome is not ProbeOutcome.UNKNOWN
+            assert not result.late
+            assert result.message.isprintable()
+
+        hear()
 
 
 # ---------------------------------------------------------------------------------------------- TCP and UDP

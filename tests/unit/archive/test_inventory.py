@@ -12,7 +12,7 @@ from tests.unit.archive.test_manifest import MANIFEST
 
 from perdure.archive import inventory, layout
 from perdure.archive.inventory import Found
-from perdure.archive.manifest import Manifest, encode_manifest
+from perdure.archive.manifest import MAX_MANIFEST, Manifest, encode_manifest
 
 OWN = MANIFEST.contents.source.installation
 SOURCE = msgspec.structs.replace(MANIFEST.contents.source, kind="BotRuntime")
@@ -83,7 +83,7 @@ def make_it_a_pipe(folder: Path) -> None:
 
 
 def make_it_huge(folder: Path) -> None:
-    os.truncate(folder / "4.json", inventory.MAX_MANIFEST + 1)
+    os.truncate(folder / "4.json", MAX_MANIFEST + 1)
 
 
 @pytest.mark.parametrize(

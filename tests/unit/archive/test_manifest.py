@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.archive.manifest import (
+    MAX_MANIFEST,
+    NAMED_SOCKETS,
     Contents,
     Manifest,
     ManifestError,
@@ -107,6 +109,26 @@ def test_a_frame_that_is_cut_or_another_is_refused() -> None:
     ):
         with pytest.raises(ManifestError):
             frame_of(damaged)
+
+
+def test_a_manifest_of_an_earlier_version_names_all_sockets() -> None:
+    earlier = msgspec.json.decode(encode_manifest(MANIFEST))
+    names = [f"run/{n}" for n in range(3 * NAMED_SOCKETS)]
+    earlier["contents"]["sockets"] = names
+    del earlier["contents"]["more_sockets"]
+    read = decode_manifest(msgspec.json.encode(earlier)).contents
+    assert (read.sockets, read.more_sockets) == (tuple(names), 0)
+    assert frame_of(encode_frame(read)) == read
+
+
+def test_contents_of_which_the_manifest_could_not_be_read_are_refused() -> None:
+    path = "x" * 4096
+    many = MAX_MANIFEST // len(path)
+    with pytest.raises(ManifestError, match=f"{many} deletions, .* manifest of 64 MiB"):
+        encode_frame(msgspec.structs.replace(CONTENTS, deletions=(path,) * many))
+    large = msgspec.structs.replace(CONTENTS, deletions=(path,) * (many - 300))
+    encode_frame(large)
+    assert len(encode_manifest(msgspec.structs.replace(MANIFEST, contents=large))) <= MAX_MANIFEST
 
 
 def test_only_a_layer_without_anything_in_it_is_empty() -> None:

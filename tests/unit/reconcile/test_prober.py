@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,8 @@ from perdure.api.probes import Probe, TcpSocketAction
 from perdure.plan.health import NOTHING_PROBED, ProbeKind, Verdict
 from perdure.reconcile.asking import Target
 from perdure.reconcile.ports.probing import ProbeOutcome, ProbeResult
-from perdure.reconcile.prober import JITTER, SLOTS, SLOW_SLOTS, Prober, Streak
+from perdure.reconcile.prober import JITTER, Prober, Streak
+from perdure.reconcile.turns import NAMESPACE_SLOTS, SLOTS, SLOW_SECONDS, SLOW_SLOTS
 
 UID = Uid("uid-1")
 EPOCH = 1_800_000_000.0
@@ -118,6 +120,7 @@ def clock() -> float:
 def target(uid: Uid = UID, pid: int = 1, probe: Probe = PROBE, **more: object) -> Target:
     made = Target(
         uid=uid,
+        namespace="default",
         container=ContainerId(f"c-{uid}"),
         pid=pid,
         started_at=EPOCH,
@@ -183,7 +186,7 @@ def test_a_runtime_is_woken_once_for_each_change_and_not_for_each_answer() -> No
 
     async def scene(prober: Prober) -> None:
         prober.follow(UID, target())
-        await asyncio.sleep(700)
+        await asyncio.sleep(2000)
         assert prober.facts(UID, 1).readiness == Verdict(True)
 
     play(node, scene)
@@ -281,7 +284,125 @@ def test_those_that_hang_never_make_the_others_wait() -> None:
     play(node, scene)
     slow = {uid for _, uid, _ in node.asked if uid.startswith("slow")}
     assert len(slow) == 100, "they have their turns, too"
-    assert SLOW_SLOTS < SLOTS
+    assert node.most_at_once <= NAMESPACE_SLOTS
+
+
+# ---------------------------------------------------------------------------------------------- at nobody's expense
+
+Misbehaves = Callable[[int], float]
+"""After how many seconds the n-th question is answered."""
+
+
+def patient(*, period_seconds: int = 10, timeout_seconds: int = 300) -> Probe:
+    return Probe(tcp_socket=TcpSocketAction(port=1), period_seconds=period_seconds, timeout_seconds=timeout_seconds)
+
+
+def always_slow(_n: int) -> float:
+    return 299
+
+
+def slow_when_trusted(n: int) -> float:
+    return 299 if n % 11 == 10 else 0
+
+
+def slow_by_turns(n: int) -> float:
+    return 299 if n % 2 else 0
+
+
+def just_quick_enough(_n: int) -> float:
+    return SLOW_SECONDS - 0.01
+
+
+@pytest.mark.parametrize("hostile", [8, 60])
+@pytest.mark.parametrize("victims_seconds", [0.0, 2.0])
+@pytest.mark.parametrize(
+    ("misbehaves", "seconds"),
+    [(always_slow, 700), (slow_when_trusted, 700), (slow_by_turns, 700), (just_quick_enough, 60)],
+)
+def test_a_namespace_is_asked_on_time_whatever_another_one_does(
+    hostile: int, victims_seconds: float, misbehaves: Misbehaves, seconds: int
+) -> None:
+    """From the first question on, also while nobody can know yet that the other's take long."""
+    turns: Counter[tuple[Uid, int]] = Counter()
+
+    async def answer(to: Target, probe: Probe) -> ProbeResult:
+        takes = victims_seconds
+        if to.namespace == "hostile":
+            takes = misbehaves(turns[to.uid, probe.failure_threshold])
+            turns[to.uid, probe.failure_threshold] += 1
+        await asyncio.sleep(takes)
+        return OK
+
+    node = Node(answer)
+    mine = Uid("victim")
+    both = {
+        kind: Probe(tcp_socket=TcpSocketAction(port=1), timeout_seconds=300, period_seconds=1, failure_threshold=n)
+        for n, kind in enumerate((ProbeKind.READINESS, ProbeKind.LIVENESS), start=1)
+    }
+
+    async def scene(prober: Prober) -> None:
+        for n in range(hostile):
+            prober.follow(Uid(f"hostile-{n}"), target(Uid(f"hostile-{n}"), namespace="hostile", probes=both))
+        await asyncio.sleep(0.5)
+        prober.follow(mine, target(mine, namespace="victim", probe=patient(timeout_seconds=5)))
+        await asyncio.sleep(seconds)
+
+    play(node, scene)
+    asked = node.times(mine)
+    assert asked[0] - EPOCH < 2
+    assert max(later - earlier for earlier, later in itertools.pairwise(asked)) < 12
+    assert len(asked) >= seconds // 12
+    assert node.most_at_once <= NAMESPACE_SLOTS + 2
+    assert len({uid for _, uid, _ in node.asked}) == hostile + 1, "everybody has turns"
+
+
+def test_slow_ones_of_many_namespaces_share_and_one_that_comes_later_need_not_wait() -> None:
+    node = Node(after(299, OK))
+
+    async def scene(prober: Prober) -> None:
+        for space, n in itertools.product(range(5), range(20)):
+            uid = Uid(f"{space}-{n}")
+            prober.follow(uid, target(uid, namespace=f"hostile-{space}", probe=patient(period_seconds=1)))
+        await asyncio.sleep(1500)
+        assert node.at_once <= SLOW_SLOTS
+        node.answer = by_namespace
+        mine = Uid("victim")
+        prober.follow(mine, target(mine, namespace="victim", probe=patient(timeout_seconds=5), started_at=clock()))
+        began = clock()
+        await asyncio.sleep(1000)
+        assert node.times(mine)[0] - began < 2
+        assert max(later - earlier for earlier, later in itertools.pairwise(node.times(mine))) < 12
+
+    async def by_namespace(to: Target, _probe: Probe) -> ProbeResult:
+        await asyncio.sleep(2 if to.namespace == "victim" else 299)
+        return OK
+
+    play(node, scene)
+
+
+def test_one_that_was_slow_is_quick_again_after_ten_quick_answers() -> None:
+    """Then it needs no slow slot any more: the others of its namespace hold all of them."""
+
+    async def answer(to: Target, _probe: Probe) -> ProbeResult:
+        if to.uid == UID:
+            await asyncio.sleep(5 if len(node.times(UID)) == 1 else 0)
+            return OK
+        await asyncio.sleep(299)
+        return OK
+
+    node = Node(answer)
+
+    async def scene(prober: Prober) -> None:
+        prober.follow(UID, target(probe=patient(period_seconds=1)))
+        await asyncio.sleep(30)
+        for n in range(40):
+            prober.follow(Uid(f"slow-{n}"), target(Uid(f"slow-{n}"), probe=patient(period_seconds=1)))
+        await asyncio.sleep(1000)
+
+    play(node, scene)
+    late = [at for at in node.times(UID) if at > EPOCH + 400]
+    assert len(late) > 600
+    assert max(later - earlier for earlier, later in itertools.pairwise(late)) < 1.2
 
 
 def test_a_question_that_never_ends_is_given_up_and_says_nothing() -> None:
