@@ -17,6 +17,7 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts, RuntimeNode
+from perdure.api.request import Verb
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
 from perdure.cli.networks import open_networks
@@ -30,10 +31,11 @@ from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
-from perdure.kube.resync import Resync, ResyncReport
+from perdure.kube.resync import Resync
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.network.probes import NamespaceProbes
 from perdure.reconcile.absences import RESYNCS, Absences
+from perdure.reconcile.acceptance import AbsenceAcceptance
 from perdure.reconcile.asking import Asker
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
@@ -41,6 +43,7 @@ from perdure.reconcile.guards import Guards
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.leases import LeaseKeeper
+from perdure.reconcile.node_requests import NodeRequests
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
@@ -73,7 +76,7 @@ class NodeSide:
     resync: Resync
     engine: ContainerdEngine
     journal: FileJournal
-    reindexer: Reindexer
+    requests: NodeRequests
 
     def put(self, runtime: Runtime) -> None:
         """From the watch. An object that is bound elsewhere is none of ours, even if it was once."""
@@ -85,7 +88,7 @@ class NodeSide:
 
     def node_seen(self, node: RuntimeNode) -> None:
         """From the watch, which may show other nodes, too."""
-        self.reindexer.node_seen(node)
+        self.requests.node_seen(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +161,11 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         process.metrics.strangers.set,
     )
     census = Census(post, _describe(node, node_id))
-    resync = Resync(cluster, cache, process.metrics, _absence_judge(guards, journal, cache))
-    reindexer = Reindexer(hands, place, guards)
-    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, reindexer)
+    resync = Resync(cluster, cache, process.metrics, lambda _report: guards.check_absence(cache))
+    acceptance = AbsenceAcceptance(guards, journal, resync.once, lambda: _take_census(census))
+    handlers = {Verb.REINDEX: Reindexer(hands, place).answer, Verb.ACCEPT_ABSENCE: acceptance.answer}
+    requests = NodeRequests(cluster, node.name, guards, handlers)
+    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, requests)
     heartbeat = NodeHeartbeat(neighbours.client, node.name, node_id)
     process.closing.callback(queue.close)
     await patiently(process, "node", archives.open)
@@ -174,7 +179,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
-    process.spawn("requests", reindexer.run())
+    process.spawn("requests", requests.run())
     process.spawn("gauges", _gauge(process, side))
     process.spawn("networks", networks.upkeep.run())
     process.spawn("prober", prober.run())
@@ -196,22 +201,13 @@ async def _first_look(side: NodeSide, ledger: PostgresAgentLedger) -> None:
     await side.resync.once()
 
 
-def _absence_judge(guards: Guards, journal: FileJournal, cache: RuntimeCache) -> Callable[[ResyncReport], None]:
-    def judge(_report: ResyncReport) -> None:
-        lives = [record for record in journal.records().values() if not record.released]
-        absent = [record for record in lives if cache.get(record.ref.uid) is None and not record.deletion_seen]
-        guards.check_absence(len(absent), len(lives))
-
-    return judge
-
-
 async def _follow_engine(process: Process, side: NodeSide) -> None:
     """Subscribe, then look at everything: what happened while nobody listened is not told again."""
     while True:
         try:
             events = side.engine.events()
             first = asyncio.ensure_future(anext(events, None))
-            await _take_census(side)
+            await _take_census(side.census)
             process.checks.report("engine", True)
             # containerd does not say when a subscription has begun; what ended in between is found a moment later.
             asyncio.get_running_loop().call_later(SUBSCRIBED_AFTER_SECONDS, _wake_all, side)
@@ -230,9 +226,9 @@ def _wake_all(side: NodeSide) -> None:
         side.queue.add(uid)
 
 
-async def _take_census(side: NodeSide) -> None:
+async def _take_census(census: Census) -> None:
     try:
-        await side.census.take()
+        await census.take()
     except PortError as error:
         log.warning("node_not_reported", error=str(error))
 

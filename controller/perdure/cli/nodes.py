@@ -1,4 +1,5 @@
-"""`perdure nodes`: what the agents report, and with `-o wide` each piece of data on a node that no object claims."""
+"""`perdure nodes`: what the agents report, and with `-o wide` each piece of data on a node that no object claims;
+`accept-absence` lifts the freeze of a node whose objects are meant to be gone."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from perdure.api import names
 from perdure.api.conditions import ConditionType, Truth
+from perdure.api.request import Verb
 from perdure.cli import options
+from perdure.cli.asking import ask_nodes, show_answers
 from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 from perdure.cli.output import Cell, print_json, print_table
@@ -26,14 +30,19 @@ _HINTS = {
 """What to do about an answer of the API server."""
 
 
-@click.command(short_help="Show the nodes.")
+@click.group(short_help="Show the nodes.", invoke_without_command=True)
 @options.cluster
 @options.output
-def nodes(kubeconfig: Path | None, output: str) -> None:
+@click.pass_context
+def nodes(ctx: click.Context, kubeconfig: Path | None, output: str) -> None:
     """Show each node: whether its agent is ready, what runs there, and how much data there has no object.
 
     With -o wide that data (orphans) is listed: it is kept until somebody claims or purges it.
     """
+    if ctx.invoked_subcommand is not None:
+        if any(ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ctx.params):
+            raise click.UsageError(f"options go behind {ctx.invoked_subcommand}", ctx)
+        return
     from perdure.api.node import parse_node
 
     raw = block_on(_list_nodes(kubeconfig))
@@ -48,6 +57,26 @@ def nodes(kubeconfig: Path | None, output: str) -> None:
     if output == "wide" and any(node.status.orphans for node in found):
         click.echo("\nOrphans: data that no object claims. It is kept.")
         _print_orphans(found)
+
+
+@nodes.command(name="accept-absence", short_help="Lift the freeze of a node whose objects are meant to be gone.")
+@click.argument("node")
+@options.option("--timeout", type=click.FloatRange(1, 86_400), default=600.0, help="Seconds to wait for the answer.")
+@options.cluster
+@options.output
+def accept_absence(node: str, timeout: float, kubeconfig: Path | None, output: str) -> None:
+    """Accept that objects of a node's runtimes are gone for good, for a node with the remark Trusted=False/MassAbsence.
+
+    Many objects that are gone without a deletion look like an accident: the node removes nothing more until they are back.
+    If they are meant to be gone (they were applied anew, or their finalizers were taken off), this says so, for what is
+    absent now and for nothing later. Deletions and clean-ups on the node go on. Nothing is removed by it: containers without
+    an object keep running and data without one is kept, both listed by `perdure nodes -o wide`.
+
+    \b
+    Examples:
+      perdure nodes accept-absence node-3
+    """
+    show_answers(block_on(ask_nodes(kubeconfig, Verb.ACCEPT_ABSENCE, (node,), timeout)), output)
 
 
 async def _list_nodes(kubeconfig: Path | None) -> list[dict[str, Any]]:
