@@ -116,6 +116,12 @@ def test_many_objects_gone_at_once_freeze_the_node_until_they_are_back(stage: St
     assert doomed.process() == process
     assert processes_of(herd) == before
     assert all(runtime.run("cat /data/name") == f"{runtime.name}\n" for runtime in herd)
+    eventually(lambda: shows_frozen(stage, "MassAbsence"), "its metrics show it, too")
+
+
+def shows_frozen(stage: Stage, reason: str) -> bool:
+    _, text = stage.operator.answer("metrics")
+    return f'perdure_frozen{{reason="{reason}"}} 1.0' in text
 
 
 def accept_absence(stage: Stage) -> str:
@@ -209,6 +215,7 @@ def test_empty_ledger_removes_nothing_and_starts_nothing_empty(
     before, own = processes_of(herd), dict(stage.operator.variables)
     restart(stage, PERDURE_DATABASE_URL=stage.machine.new_ledger().url)
     assert "ledger" in wait_frozen(stage, "IdentityChanged")
+    eventually(lambda: shows_frozen(stage, "IdentityChanged"), "its metrics show it, too")
 
     stopped.patch(desiredState="Running")
     stopped.wait_ready()

@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
-from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts, RuntimeNode
 from perdure.api.request import Verb
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
+from perdure.cli import options
 from perdure.cli.networks import open_networks
+from perdure.cli.node_gauges import Gauged, NodeGauges
 from perdure.cli.process import RETRY_SECONDS, Process, patiently
 from perdure.cli.settings import CommonSettings, NodeSettings
 from perdure.engine.containerd.engine import ContainerdEngine
@@ -59,7 +59,6 @@ WORKERS = 64
 EVENTS_RETRY_SECONDS = 1.0
 SUBSCRIBED_AFTER_SECONDS = 2.0
 IDENTITY_SECONDS = 60.0
-GAUGES_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -160,7 +159,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         process.metrics.orphans.set,
         process.metrics.strangers.set,
     )
-    census = Census(post, _describe(node, node_id))
+    census = Census(post, describe(node, node_id))
     resync = Resync(cluster, cache, process.metrics, lambda _report: guards.check_absence(cache))
     acceptance = AbsenceAcceptance(guards, journal, resync.once, lambda: _take_census(census))
     handlers = {Verb.REINDEX: Reindexer(hands, place).answer, Verb.ACCEPT_ABSENCE: acceptance.answer}
@@ -180,16 +179,21 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
     process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
     process.spawn("requests", requests.run())
-    process.spawn("gauges", _gauge(process, side))
+    process.spawn("gauges", NodeGauges(process.metrics, Gauged(cache, queue, journal, guards)).run())
     process.spawn("networks", networks.upkeep.run())
     process.spawn("prober", prober.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 
 
-def _describe(node: NodeSettings, node_id: NodeId) -> NodeDescription:
-    offered = NodeAmounts(cpu=f"{node.allocatable_millicores}m", memory=str(node.allocatable_bytes))
-    return NodeDescription(node.name, node_id, capacity=offered, allocatable=offered)
+def describe(node: NodeSettings, node_id: NodeId) -> NodeDescription:
+    """What the machine has, and what of it runtimes are offered: more or less than that, as its administrator says."""
+    return NodeDescription(
+        node.name,
+        node_id,
+        capacity=NodeAmounts(cpu=f"{options.machine_millicores()}m", memory=str(options.machine_bytes())),
+        allocatable=NodeAmounts(cpu=f"{node.allocatable_millicores}m", memory=str(node.allocatable_bytes)),
+    )
 
 
 async def _first_look(side: NodeSide, ledger: PostgresAgentLedger) -> None:
@@ -254,34 +258,4 @@ async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: Postg
             await asyncio.sleep(RETRY_SECONDS)
         else:
             process.checks.report("ledger", True)
-            _show_freeze(process, side)
             await asyncio.sleep(IDENTITY_SECONDS * random.uniform(0.8, 1.2))
-
-
-def _show_freeze(process: Process, side: NodeSide) -> None:
-    freeze = side.guards.freeze
-    for reason in (Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED):
-        frozen = freeze is not None and freeze.reason is reason
-        process.metrics.frozen.labels(reason=reason.value).set(1 if frozen else 0)
-
-
-async def _gauge(process: Process, side: NodeSide) -> None:
-    shown: Counter[tuple[str, str]] = Counter()
-    while True:
-        shown = _show_phases(process, side, shown)
-        process.metrics.queue_depth.set(len(side.queue))
-        process.metrics.oldest_key_seconds.set(side.queue.oldest_age())
-        process.metrics.journal_unsent_rows.set(len(side.journal.unsent()))
-        await asyncio.sleep(GAUGES_SECONDS)
-
-
-def _show_phases(process: Process, side: NodeSide, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """Runtimes by kind and phase; a pair that nothing is in any more goes to 0."""
-    now: Counter[tuple[str, str]] = Counter()
-    for uid in side.cache.uids():
-        runtime = side.cache.get(uid)
-        if runtime is not None:
-            now[runtime.kind.value, runtime.status.phase or "Pending"] += 1
-    for kind, phase in before | now:
-        process.metrics.runtimes.labels(kind=kind, phase=phase).set(now[kind, phase])
-    return now
