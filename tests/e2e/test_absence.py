@@ -124,10 +124,10 @@ def shows_frozen(stage: Stage, reason: str) -> bool:
     return f'perdure_frozen{{reason="{reason}"}} 1.0' in text
 
 
-def accept_absence(stage: Stage) -> str:
-    """As an administrator does; returns what the node answered."""
+def nodes(stage: Stage, *arguments: str) -> Any:
+    """What `perdure nodes` tells an administrator."""
     done = subprocess.run(
-        [sys.executable, "-m", "perdure.cli.main", "nodes", "accept-absence", stage.site.name, "-o", "json"],
+        [sys.executable, "-m", "perdure.cli.main", "nodes", *arguments, "-o", "json"],
         env={**os.environ, "KUBECONFIG": str(stage.machine.kubeconfig), "PYTHONPATH": str(CHECKOUT / "controller")},
         capture_output=True,
         text=True,
@@ -135,8 +135,23 @@ def accept_absence(stage: Stage) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    message: str = json.loads(done.stdout)[stage.site.name]["message"]
-    return message
+    return json.loads(done.stdout)
+
+
+def heartbeat(stage: Stage) -> dict[str, Any]:
+    shown: dict[str, Any] = next(it["heartbeat"] for it in nodes(stage) if it["metadata"]["name"] == stage.site.name)
+    return shown
+
+
+def test_an_agent_that_is_dead_is_not_shown_as_ready(stage: Stage) -> None:
+    assert heartbeat(stage)["alive"]
+    stage.operator.kill()
+    silent = eventually(
+        lambda: heartbeat(stage), "its heartbeat is missed", lambda seen: not seen["alive"], seconds=COMMAND_SECONDS
+    )
+    assert silent["silentSeconds"] > 40
+    stage.operator.start()
+    eventually(lambda: heartbeat(stage)["alive"], "its successor is alive")
 
 
 def test_absence_that_a_person_accepts_holds_up_nothing_any_more(stage: Stage, herd: list[Runtime]) -> None:
@@ -153,7 +168,7 @@ def test_absence_that_a_person_accepts_holds_up_nothing_any_more(stage: Stage, h
     doomed.delete()
     doomed.wait_condition("Degraded", "True", "MassAbsence")
 
-    told = accept_absence(stage)
+    told: str = nodes(stage, "accept-absence", stage.site.name)[stage.site.name]["message"]
     assert told.startswith("5 runtimes without an object are accepted as gone")
     assert all(f"/{runtime.name} (uid " in told for runtime in herd)
     doomed.wait_gone()
