@@ -46,7 +46,7 @@ def nodes(ctx: click.Context, kubeconfig: Path | None, output: str) -> None:
     An agent that is dead says nothing new: READY is what it last said only while its heartbeat (its Lease in the namespace
     perdure-system) goes on, and Unknown otherwise. With -o json each node has its heartbeat beside it.
 
-    With -o wide that data (orphans) is listed: it is kept until somebody claims or purges it.
+    With -o wide that data (orphans) is listed. It is kept: there is no command yet to claim or purge it.
     """
     if ctx.invoked_subcommand is not None:
         if any(ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE for name in ctx.params):
@@ -64,7 +64,7 @@ def nodes(ctx: click.Context, kubeconfig: Path | None, output: str) -> None:
         return
     _print_nodes(found, pulses, wide=output == "wide")
     if output == "wide" and any(node.status.orphans for node in found):
-        click.echo("\nOrphans: data that no object claims. It is kept.")
+        click.echo("\nOrphans: data that no object claims. It is kept; there is no command yet to claim or purge it.")
         _print_orphans(found)
 
 
@@ -175,15 +175,14 @@ def _as_json(name: str, pulses: _Pulses | None) -> dict[str, Any] | None:
 
 
 def _remarks(node: RuntimeNode) -> str:
-    """What a person has to know: cordoned, out of service, and each condition that is not as it should be."""
+    """What a person has to know: cordoned, out of service, and each condition that is not True, as all should be."""
     remarks = []
     if node.spec.unschedulable:
         remarks.append("cordoned")
     if node.out_of_service:
         remarks.append("out of service")
     for condition in node.status.conditions:
-        good = Truth.FALSE if condition.type == ConditionType.DEGRADED else Truth.TRUE
-        if condition.status != good:
+        if condition.status != Truth.TRUE:
             remarks.append(f"{condition.type}={condition.status}/{condition.reason}: {condition.message}".rstrip(": "))
     return "; ".join(remarks)
 

@@ -26,6 +26,9 @@ def condition(kind: str, status: str, reason: str, message: str = "") -> dict[st
     return {"type": kind, "status": status, "reason": reason, "message": message}
 
 
+READY = condition("Ready", "True", "AsExpected")
+
+
 def node(name: str, **status: Any) -> dict[str, Any]:
     return {
         "apiVersion": "perdure.dev/v1alpha1",
@@ -137,17 +140,15 @@ def test_wide_lists_each_orphan(api: Api, capsys: pytest.CaptureFixture[str]) ->
     assert ["a", "BotRuntime/shop/ada", "77", "br-77-2", "no"] in rows
 
 
-def test_a_degraded_cordoned_or_given_up_node_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    lost = node(
-        "a", conditions=[condition("Ready", "True", "Running"), condition("Degraded", "True", "MassAbsence", "look")]
-    )
-    lost["spec"] = {"unschedulable": True}
-    lost["metadata"]["annotations"] = {"perdure.dev/out-of-service": "burnt"}
-    api.items = [lost, node("b", conditions=[condition("Degraded", "False", "AsExpected")])]
+def test_a_frozen_cordoned_or_given_up_node_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = node("a", conditions=[READY, condition("Trusted", "False", "MassAbsence", "look")])
+    frozen["spec"] = {"unschedulable": True}
+    frozen["metadata"]["annotations"] = {"perdure.dev/out-of-service": "burnt"}
+    api.items = [frozen, node("b", conditions=[READY, condition("Trusted", "True", "AsExpected")])]
     assert main(["nodes"]) == 0
     _header, a, b = capsys.readouterr().out.splitlines()
-    assert a.rstrip().endswith("cordoned; out of service; Degraded=True/MassAbsence: look")
-    assert "Degraded" not in b
+    assert a.rstrip().endswith("cordoned; out of service; Trusted=False/MassAbsence: look")
+    assert "Trusted" not in b
 
 
 def test_json_is_what_the_api_server_has_and_the_heartbeat(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,9 +159,6 @@ def test_json_is_what_the_api_server_has_and_the_heartbeat(api: Api, capsys: pyt
     assert a == api.items[0] | {"heartbeat": {"alive": True, "silentSeconds": 5.0}}
     assert b["heartbeat"] == {"alive": False, "silentSeconds": 190.0}
     assert c["heartbeat"] == {"alive": False, "silentSeconds": None}
-
-
-READY = condition("Ready", "True", "AsExpected")
 
 
 @pytest.mark.parametrize("wrong_by", [-3600.0, 0.0, 3600.0])
