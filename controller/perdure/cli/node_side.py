@@ -177,7 +177,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("node-report", _report_node(process, side, common.resync_seconds))
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
-    process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
+    process.spawn("janitor", Janitor(ledger, archives, node_id, guards).run(common.resync_seconds))
     process.spawn("requests", requests.run())
     process.spawn("gauges", NodeGauges(process.metrics, Gauged(cache, queue, journal, guards)).run())
     process.spawn("networks", networks.upkeep.run())
