@@ -94,9 +94,10 @@ async def test_more_cannot_be_sent_than_waits(reopen: Reopen) -> None:
 
 async def test_memory_is_kept_until_it_is_replaced(reopen: Reopen) -> None:
     journal = await reopen()
-    await journal.commit(memory=NodeMemory(InstallationId("cluster"), "ledger", 5))
+    memory = NodeMemory(InstallationId("cluster"), "ledger", 5, frozenset({Uid("uid-1"), Uid("uid-2")}))
+    await journal.commit(memory=memory)
     await journal.commit(put=record(1))
-    assert (await reopen()).memory() == NodeMemory(InstallationId("cluster"), "ledger", 5)
+    assert (await reopen()).memory() == memory
 
 
 async def test_what_was_read_does_not_change_under_the_reader(reopen: Reopen) -> None:

@@ -294,9 +294,7 @@ class Agency:
         for kind in Kind:
             mark = self.cache.mark()
             self.cache.compare(kind, await cluster.list_uids(kind), mark)
-        lives = [record for record in self.journal.records().values() if not record.released]
-        absent = [record for record in lives if self.cache.get(record.ref.uid) is None and not record.deletion_seen]
-        self.guards.check_absence(len(absent), len(lives))
+        await self.guards.check_absence(self.cache)
         await self._census.take()
 
     # ------------------------------------------------------------------------------------------ inside

@@ -141,6 +141,31 @@ def test_objects_that_come_back_end_the_freeze() -> None:
 
 
 @pytest.mark.parametrize("restarted", [False, True])
+def test_a_deletion_that_mass_absence_held_up_goes_on_once_a_person_accepted_it(restarted: bool) -> None:
+    async def story(node: Node) -> None:
+        lose_objects(node.survivors, BOTS - 1)
+        await node.process.resync()
+        (left,) = node.survivors.cluster.runtimes
+        node.survivors.cluster.delete(*left)
+        await node.pass_time()
+        node.assert_untouched()
+        await node.process.guards.accept_absence()
+        if restarted:
+            await node.restart()
+        await node.process.resync()
+        await node.pass_time()
+        machine = node.survivors.machine
+        assert left not in node.survivors.cluster.runtimes
+        assert len(machine.snapshots) == len(machine.containers) == BOTS - 1
+        assert [task.facts.state for task in machine.tasks.values()] == [TaskState.RUNNING] * (BOTS - 1)
+        assert len(node.survivors.store.archives) == 1
+        (report,) = node.survivors.cluster.nodes.values()
+        assert len(report.orphans) == BOTS - 1
+
+    told(story)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
 def test_an_api_server_that_does_not_answer_stops_nothing(restarted: bool) -> None:
     async def story(node: Node) -> None:
         node.survivors.cluster.away = "connection refused"

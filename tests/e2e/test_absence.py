@@ -1,7 +1,11 @@
 """Absence proves nothing: objects, statuses, clusters and ledgers that are gone, wrong or old stop no process, remove no
 data and start nothing empty; a condition says why."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +21,8 @@ from rig.clients import Kubectl
 from rig.controlplane import PORT_USERS, ControlPlane
 from rig.paths import CHECKOUT
 from rig.processes import ProcessIdentity
+
+COMMAND_SECONDS = 120
 
 
 @pytest.fixture
@@ -110,6 +116,74 @@ def test_many_objects_gone_at_once_freeze_the_node_until_they_are_back(stage: St
     assert doomed.process() == process
     assert processes_of(herd) == before
     assert all(runtime.run("cat /data/name") == f"{runtime.name}\n" for runtime in herd)
+    eventually(lambda: shows_frozen(stage, "MassAbsence"), "its metrics show it, too")
+
+
+def shows_frozen(stage: Stage, reason: str) -> bool:
+    _, text = stage.operator.answer("metrics")
+    return f'perdure_frozen{{reason="{reason}"}} 1.0' in text
+
+
+def nodes(stage: Stage, *arguments: str) -> Any:
+    """What `perdure nodes` tells an administrator."""
+    done = subprocess.run(
+        [sys.executable, "-m", "perdure.cli.main", "nodes", *arguments, "-o", "json"],
+        env={**os.environ, "KUBECONFIG": str(stage.machine.kubeconfig), "PYTHONPATH": str(CHECKOUT / "controller")},
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def heartbeat(stage: Stage) -> dict[str, Any]:
+    shown: dict[str, Any] = next(it["heartbeat"] for it in nodes(stage) if it["metadata"]["name"] == stage.site.name)
+    return shown
+
+
+def test_an_agent_that_is_dead_is_not_shown_as_ready(stage: Stage) -> None:
+    assert heartbeat(stage)["alive"]
+    stage.operator.kill()
+    silent = eventually(
+        lambda: heartbeat(stage), "its heartbeat is missed", lambda seen: not seen["alive"], seconds=COMMAND_SECONDS
+    )
+    assert silent["silentSeconds"] > 40
+    stage.operator.start()
+    eventually(lambda: heartbeat(stage)["alive"], "its successor is alive")
+
+
+def test_absence_that_a_person_accepts_holds_up_nothing_any_more(stage: Stage, herd: list[Runtime]) -> None:
+    before = processes_of(herd)
+    doomed = stage.runtime(herd[0].kubectl, "doomed").apply().wait_ready()
+    doomed.run("echo doomed > /data/name")
+    stage.operator.stop()
+    for runtime in herd:
+        runtime.kubectl("patch", runtime.resource, runtime.name, "--type=merge", "-p", '{"metadata":{"finalizers":[]}}')
+        runtime.delete()
+        runtime.wait_gone()
+    stage.operator.start()
+    assert "perdure nodes accept-absence" in wait_frozen(stage, "MassAbsence")
+    doomed.delete()
+    doomed.wait_condition("Degraded", "True", "MassAbsence")
+
+    told: str = nodes(stage, "accept-absence", stage.site.name)[stage.site.name]["message"]
+    assert told.startswith("5 runtimes without an object are accepted as gone")
+    assert all(f"/{runtime.name} (uid " in told for runtime in herd)
+    doomed.wait_gone()
+    assert len(doomed.archives()) == 1
+    wait_trusting(stage)
+    assert processes_of(herd) == before
+    assert all(runtime.run("cat /data/name") == f"{runtime.name}\n" for runtime in herd)
+
+    restart(stage)
+    late = stage.runtime(herd[0].kubectl, "late").apply().wait_ready()
+    late.delete_and_wait()
+    wait_trusting(stage)
+    assert processes_of(herd) == before
+    orphans = next(node for node in stage.machine.api.nodes() if node["metadata"]["name"] == stage.site.name)
+    assert {orphan["name"] for orphan in orphans["status"]["orphans"]} == {runtime.name for runtime in herd}
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +230,7 @@ def test_empty_ledger_removes_nothing_and_starts_nothing_empty(
     before, own = processes_of(herd), dict(stage.operator.variables)
     restart(stage, PERDURE_DATABASE_URL=stage.machine.new_ledger().url)
     assert "ledger" in wait_frozen(stage, "IdentityChanged")
+    eventually(lambda: shows_frozen(stage, "IdentityChanged"), "its metrics show it, too")
 
     stopped.patch(desiredState="Running")
     stopped.wait_ready()

@@ -1,5 +1,6 @@
 """One controller and two agents, each with an engine and folders of its own: who gets what, and where data comes back."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -72,6 +73,13 @@ def test_a_node_gets_what_names_or_selects_it_and_nothing_else(cluster: Cluster,
     for runtime in (named, selecting):
         assert runtime.status()["nodeName"] == site.name
         assert cluster.is_only_on(runtime, site)
+
+
+def test_a_node_tells_what_the_machine_has_and_what_of_it_is_offered(cluster: Cluster, site: Site) -> None:
+    (status,) = (node["status"] for node in cluster.machine.api.nodes() if node["metadata"]["name"] == site.name)
+    assert status["allocatable"] == {"cpu": "64000m", "memory": str(64 * 2**30)}, "as the harness offers"
+    assert status["capacity"]["cpu"] == f"{(os.cpu_count() or 1) * 1000}m"
+    assert status["capacity"]["memory"] == str(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def test_runtimes_are_spread_by_load(cluster: Cluster, kubectl: Kubectl) -> None:

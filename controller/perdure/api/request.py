@@ -20,12 +20,14 @@ class Verb(StrEnum):
     """Of a runtime."""
     REINDEX = "reindex"
     """Of a node: enter the archives of its stores into the ledger's catalogue again."""
+    ACCEPT_ABSENCE = "accept-absence"
+    """Of a node: the objects that its runtimes have not any more are meant to be gone."""
 
 
 UNDER_WAY = "under_way"
 """What an answer has for an outcome while what was asked for goes on: shown, and taken up again after a kill."""
 OF_RUNTIMES = (Verb.CLEANUP,)
-OF_NODES = (Verb.REINDEX,)
+OF_NODES = (Verb.REINDEX, Verb.ACCEPT_ABSENCE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,39 +1,27 @@
 """`perdure archive`: the archives of a cluster. `ls` reads the catalogue; `reindex` asks nodes to enter what their stores
 hold into it.
-
-The request is an annotation of the RuntimeNode, written with the rights of whoever calls; the node's agent answers in
-`status.lastRequest`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from perdure.api import names
 from perdure.api.names import Kind
-from perdure.api.request import UNDER_WAY, RequestId, Verb, write_request
+from perdure.api.request import Verb
 from perdure.cli import options
+from perdure.cli.asking import ask_nodes, show_answers
 from perdure.cli.blocking import block_on
 from perdure.cli.database import ask_ledger, find_ledger
-from perdure.cli.errors import CommandFailed
 from perdure.cli.output import Cell, print_json, print_table, size
 from perdure.cli.target import parse_target
 
 if TYPE_CHECKING:
-    from perdure.api.node import RuntimeNode
-    from perdure.api.runtime import RequestStatus
-    from perdure.kube.client import ApiClient
     from perdure.ledger.listing import ListedArchive
 
-LOOK_SECONDS = 1.0
-_ID_BYTES = 8
 _STATE_STYLES = {"verified": "green", "quarantined": "red", "purging": "yellow", "purged": "dim"}
 
 
@@ -112,83 +100,4 @@ def reindex(nodes: tuple[str, ...], timeout: float, kubeconfig: Path | None, out
       perdure archive reindex
       perdure archive reindex node-3 -o json
     """
-    asking = _Asking(RequestId(secrets.token_hex(_ID_BYTES)), time.monotonic() + timeout)
-    answers = block_on(asking.ask(kubeconfig, nodes))
-    if output == "json":
-        import msgspec
-
-        print_json({name: msgspec.to_builtins(answer) for name, answer in answers.items()})
-    else:
-        rows = [[Cell(name), Cell(answer.outcome), Cell(answer.message)] for name, answer in answers.items()]
-        print_table(["NODE", "OUTCOME", "MESSAGE"], rows)
-    failed = [name for name, answer in answers.items() if answer.outcome != "success"]
-    if failed:
-        raise CommandFailed(f"not done on {', '.join(failed)}", "the message says why; it may be asked for again")
-
-
-class _Asking:
-    """One request of some nodes, from writing it to their answers. `until`: on the monotonic clock."""
-
-    def __init__(self, id_: RequestId, until: float) -> None:
-        self._id = id_
-        self._until = until
-
-    async def ask(self, kubeconfig: Path | None, only: tuple[str, ...]) -> dict[str, RequestStatus]:
-        """By node. Raises `CommandFailed`."""
-        from perdure.kube.access import ClusterSource, NoCluster
-        from perdure.kube.client import ApiClient, ApiRefused
-        from perdure.reconcile.ports.errors import ApiUnavailable
-
-        try:
-            async with ApiClient(ClusterSource(kubeconfig)) as api:
-                known = [node async for node in _nodes(api)]
-                missing = set(only) - {node.name for node in known}
-                if missing or not known:
-                    raise CommandFailed(
-                        f"there is no node {', '.join(sorted(missing))}" if missing else "there are no nodes",
-                        "`perdure nodes` lists them",
-                    )
-                asked = [node for node in known if not only or node.name in only]
-                for node in asked:
-                    await self._write(api, node)
-                answers = await asyncio.gather(*(self._answer(api, node) for node in asked))
-                return {node.name: answer for node, answer in zip(asked, answers, strict=True)}
-        except NoCluster as error:
-            raise CommandFailed(f"asking nodes: {error}") from error
-        except (ApiUnavailable, ApiRefused) as error:
-            raise CommandFailed(str(error)) from error
-
-    async def _write(self, api: ApiClient, node: RuntimeNode) -> None:
-        from perdure.kube import paths
-
-        value = write_request(Verb.REINDEX, self._id)
-        metadata = {"uid": node.uid, "annotations": {names.ANNOTATION_REQUEST: value}}
-        await api.merge_patch(paths.node(node.name), f"asking node {node.name}", {"metadata": metadata})
-
-    async def _answer(self, api: ApiClient, node: RuntimeNode) -> RequestStatus:
-        from perdure.api.node import parse_node
-        from perdure.kube import paths
-
-        while True:
-            found = parse_node(await api.get(paths.node(node.name), f"reading node {node.name}"))
-            last = found.status.last_request
-            mine = last if last is not None and last.id == self._id else None
-            if mine is not None and mine.outcome != UNDER_WAY:
-                return mine
-            if found.request is None or found.request.id != self._id:
-                raise CommandFailed(
-                    f"the request {self._id} of node {node.name} was overwritten by another one; ask again"
-                )
-            if time.monotonic() >= self._until:
-                how_far = f" ({mine.message})" if mine is not None else ": its agent has not begun"
-                raise CommandFailed(f"node {node.name} is not done yet{how_far}; the request {self._id} stays")
-            await asyncio.sleep(LOOK_SECONDS)
-
-
-async def _nodes(api: ApiClient) -> AsyncIterator[RuntimeNode]:
-    from perdure.api.node import parse_node
-    from perdure.kube import paths
-
-    async for page in api.pages(paths.nodes(), "listing RuntimeNodes"):
-        for raw in page:
-            yield parse_node(raw)
+    show_answers(block_on(ask_nodes(kubeconfig, Verb.REINDEX, nodes, timeout)), output)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -103,8 +103,8 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     return side
 
 
-def _wake_all(cache: RuntimeCache, queue: KeyedQueue[Uid]) -> Callable[[ResyncReport], None]:
-    def wake(_report: ResyncReport) -> None:
+def _wake_all(cache: RuntimeCache, queue: KeyedQueue[Uid]) -> Callable[[ResyncReport], Awaitable[None]]:
+    async def wake(_report: ResyncReport) -> None:
         for uid in cache.uids():
             runtime = cache.get(uid)
             if runtime is not None and (runtime.terminating or runtime.node_id is None):

@@ -29,7 +29,7 @@ _COMMANDS = {
     ),
     "cleanup": ("perdure.cli.cleanup", "Clean a stopped runtime up now; its data is archived first."),
     "archive": ("perdure.cli.archive", "Look after archives: enter what the stores hold into the ledger again."),
-    "nodes": ("perdure.cli.nodes", "Show the nodes, and data on them that no object claims."),
+    "nodes": ("perdure.cli.nodes", "Show the nodes, and data on them that no object claims; lift a freeze."),
     "version": ("perdure.cli.version", "Show the version."),
 }
 """Where each command is, and its line in `--help`."""

@@ -8,18 +8,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
 
-from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, Uid
 from perdure.api.node import NodeAmounts, RuntimeNode
+from perdure.api.request import Verb
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
+from perdure.cli import options
 from perdure.cli.networks import open_networks
+from perdure.cli.node_gauges import Gauged, NodeGauges
 from perdure.cli.process import RETRY_SECONDS, Process, patiently
 from perdure.cli.settings import CommonSettings, NodeSettings
 from perdure.engine.containerd.engine import ContainerdEngine
@@ -30,10 +31,11 @@ from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster
 from perdure.kube.heartbeat import NodeHeartbeat
-from perdure.kube.resync import Resync, ResyncReport
+from perdure.kube.resync import Resync
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.network.probes import NamespaceProbes
 from perdure.reconcile.absences import RESYNCS, Absences
+from perdure.reconcile.acceptance import AbsenceAcceptance
 from perdure.reconcile.asking import Asker
 from perdure.reconcile.census import Census, NodeDescription, Post
 from perdure.reconcile.executor import Executor
@@ -41,6 +43,7 @@ from perdure.reconcile.guards import Guards
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.leases import LeaseKeeper
+from perdure.reconcile.node_requests import NodeRequests
 from perdure.reconcile.observer import Eyes, Observer
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.errors import PortError
@@ -56,7 +59,6 @@ WORKERS = 64
 EVENTS_RETRY_SECONDS = 1.0
 SUBSCRIBED_AFTER_SECONDS = 2.0
 IDENTITY_SECONDS = 60.0
-GAUGES_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
@@ -73,7 +75,7 @@ class NodeSide:
     resync: Resync
     engine: ContainerdEngine
     journal: FileJournal
-    reindexer: Reindexer
+    requests: NodeRequests
 
     def put(self, runtime: Runtime) -> None:
         """From the watch. An object that is bound elsewhere is none of ours, even if it was once."""
@@ -85,7 +87,7 @@ class NodeSide:
 
     def node_seen(self, node: RuntimeNode) -> None:
         """From the watch, which may show other nodes, too."""
-        self.reindexer.node_seen(node)
+        self.requests.node_seen(node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +159,12 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
         process.metrics.orphans.set,
         process.metrics.strangers.set,
     )
-    census = Census(post, _describe(node, node_id))
-    resync = Resync(cluster, cache, process.metrics, _absence_judge(guards, journal, cache))
-    reindexer = Reindexer(hands, place, guards)
-    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, reindexer)
+    census = Census(post, describe(node, node_id))
+    resync = Resync(cluster, cache, process.metrics, lambda _report: guards.check_absence(cache))
+    acceptance = AbsenceAcceptance(guards, journal, resync.once, lambda: _take_census(census))
+    handlers = {Verb.REINDEX: Reindexer(hands, place).answer, Verb.ACCEPT_ABSENCE: acceptance.answer}
+    requests = NodeRequests(cluster, node.name, guards, handlers)
+    side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, requests)
     heartbeat = NodeHeartbeat(neighbours.client, node.name, node_id)
     process.closing.callback(queue.close)
     await patiently(process, "node", archives.open)
@@ -173,18 +177,23 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     process.spawn("node-report", _report_node(process, side, common.resync_seconds))
     process.spawn("resync", resync.run(interval=common.resync_seconds))
     process.spawn("ledger-identity", _watch_ledger_identity(process, side, ledger))
-    process.spawn("janitor", Janitor(ledger, archives, node_id).run(common.resync_seconds))
-    process.spawn("requests", reindexer.run())
-    process.spawn("gauges", _gauge(process, side))
+    process.spawn("janitor", Janitor(ledger, archives, node_id, guards).run(common.resync_seconds))
+    process.spawn("requests", requests.run())
+    process.spawn("gauges", NodeGauges(process.metrics, Gauged(cache, queue, journal, guards)).run())
     process.spawn("networks", networks.upkeep.run())
     process.spawn("prober", prober.run())
     process.spawn("workers", work_with(WORKERS, queue, reconciler.handle, process.crash_counter("reconciler")))
     return side
 
 
-def _describe(node: NodeSettings, node_id: NodeId) -> NodeDescription:
-    offered = NodeAmounts(cpu=f"{node.allocatable_millicores}m", memory=str(node.allocatable_bytes))
-    return NodeDescription(node.name, node_id, capacity=offered, allocatable=offered)
+def describe(node: NodeSettings, node_id: NodeId) -> NodeDescription:
+    """What the machine has, and what of it runtimes are offered: more or less than that, as its administrator says."""
+    return NodeDescription(
+        node.name,
+        node_id,
+        capacity=NodeAmounts(cpu=f"{options.machine_millicores()}m", memory=str(options.machine_bytes())),
+        allocatable=NodeAmounts(cpu=f"{node.allocatable_millicores}m", memory=str(node.allocatable_bytes)),
+    )
 
 
 async def _first_look(side: NodeSide, ledger: PostgresAgentLedger) -> None:
@@ -196,22 +205,13 @@ async def _first_look(side: NodeSide, ledger: PostgresAgentLedger) -> None:
     await side.resync.once()
 
 
-def _absence_judge(guards: Guards, journal: FileJournal, cache: RuntimeCache) -> Callable[[ResyncReport], None]:
-    def judge(_report: ResyncReport) -> None:
-        lives = [record for record in journal.records().values() if not record.released]
-        absent = [record for record in lives if cache.get(record.ref.uid) is None and not record.deletion_seen]
-        guards.check_absence(len(absent), len(lives))
-
-    return judge
-
-
 async def _follow_engine(process: Process, side: NodeSide) -> None:
     """Subscribe, then look at everything: what happened while nobody listened is not told again."""
     while True:
         try:
             events = side.engine.events()
             first = asyncio.ensure_future(anext(events, None))
-            await _take_census(side)
+            await _take_census(side.census)
             process.checks.report("engine", True)
             # containerd does not say when a subscription has begun; what ended in between is found a moment later.
             asyncio.get_running_loop().call_later(SUBSCRIBED_AFTER_SECONDS, _wake_all, side)
@@ -230,9 +230,9 @@ def _wake_all(side: NodeSide) -> None:
         side.queue.add(uid)
 
 
-async def _take_census(side: NodeSide) -> None:
+async def _take_census(census: Census) -> None:
     try:
-        await side.census.take()
+        await census.take()
     except PortError as error:
         log.warning("node_not_reported", error=str(error))
 
@@ -258,34 +258,4 @@ async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: Postg
             await asyncio.sleep(RETRY_SECONDS)
         else:
             process.checks.report("ledger", True)
-            _show_freeze(process, side)
             await asyncio.sleep(IDENTITY_SECONDS * random.uniform(0.8, 1.2))
-
-
-def _show_freeze(process: Process, side: NodeSide) -> None:
-    freeze = side.guards.freeze
-    for reason in (Reason.MASS_ABSENCE, Reason.IDENTITY_CHANGED):
-        frozen = freeze is not None and freeze.reason is reason
-        process.metrics.frozen.labels(reason=reason.value).set(1 if frozen else 0)
-
-
-async def _gauge(process: Process, side: NodeSide) -> None:
-    shown: Counter[tuple[str, str]] = Counter()
-    while True:
-        shown = _show_phases(process, side, shown)
-        process.metrics.queue_depth.set(len(side.queue))
-        process.metrics.oldest_key_seconds.set(side.queue.oldest_age())
-        process.metrics.journal_unsent_rows.set(len(side.journal.unsent()))
-        await asyncio.sleep(GAUGES_SECONDS)
-
-
-def _show_phases(process: Process, side: NodeSide, before: Counter[tuple[str, str]]) -> Counter[tuple[str, str]]:
-    """Runtimes by kind and phase; a pair that nothing is in any more goes to 0."""
-    now: Counter[tuple[str, str]] = Counter()
-    for uid in side.cache.uids():
-        runtime = side.cache.get(uid)
-        if runtime is not None:
-            now[runtime.kind.value, runtime.status.phase or "Pending"] += 1
-    for kind, phase in before | now:
-        process.metrics.runtimes.labels(kind=kind, phase=phase).set(now[kind, phase])
-    return now

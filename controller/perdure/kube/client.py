@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Self
 
 import aiohttp
@@ -65,11 +67,21 @@ class ApiClient:
         self._timeout = aiohttp.ClientTimeout(total=deadline, sock_connect=CONNECT_SECONDS)
         self._login = asyncio.Lock()
         self._retired: list[aiohttp.ClientSession] = []
+        self._dated = ""
 
     @property
     def server(self) -> str:
         """The address, for messages."""
         return self._access.server if self._access else "(not connected)"
+
+    @property
+    def server_time(self) -> datetime | None:
+        """When the newest answer was given, by the server's own clock (RFC 9110 section 6.6.1), in whole seconds. None
+        before the first one, or where it does not say."""
+        try:
+            return parsedate_to_datetime(self._dated)
+        except ValueError:
+            return None
 
     async def open(self) -> None:
         """Read the configuration; nothing is sent yet. Raises `NoCluster`."""
@@ -178,6 +190,7 @@ class ApiClient:
                 proxy=access.proxy,
                 server_hostname=access.server_hostname,
             ) as response:
+                self._dated = response.headers.get("Date", "")
                 return response.status, await response.read()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             why = f"{type(error).__name__} {error}".strip()

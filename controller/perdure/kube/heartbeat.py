@@ -1,6 +1,7 @@
 """The Lease by which an agent says that it and its node are alive; the controller's `NodeCache` reads it.
 
-Called by the agent's composition root: `claim` once at the start, then `run` beside everything else.
+Called by the agent's composition root: `claim` once at the start, then `run` beside everything else. `read_pulses` is for
+whoever looks once and cannot watch.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn
 
 import structlog
@@ -25,6 +28,14 @@ NODE_LEASE_SELECTOR = f"{ROLE_LABEL}=node"
 _NODE_PREFIX = "node-"
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """What one look at a Lease says of an agent. `silent_seconds`: since it last renewed; None: that cannot be told."""
+
+    silent_seconds: float | None
+    alive: bool
 
 
 class NodeNameTaken(Exception):
@@ -120,3 +131,31 @@ class NodeHeartbeat:
 def node_of_lease(raw: Mapping[str, Any]) -> NodeName:
     """Whose heartbeat a Lease is."""
     return NodeName(str(raw["metadata"]["name"]).removeprefix(_NODE_PREFIX))
+
+
+async def read_pulses(client: ApiClient) -> dict[NodeName, Pulse]:
+    """Of every node that has a Lease. Raises `ApiUnavailable`."""
+    leases = [
+        raw async for page in client.pages(paths.leases(), "listing node Leases", NODE_LEASE_SELECTOR) for raw in page
+    ]
+    return {node_of_lease(raw): pulse_of(raw, client.server_time) for raw in leases}
+
+
+def pulse_of(raw: Mapping[str, Any], now: datetime | None) -> Pulse:
+    """`now`: by the API server's clock. The time of the renewal is by that clock, too: the server writes down when a field
+    last got another value (apimachinery, managedfieldsupdater.go). `renewTime` is by the agent's clock, and tells nothing
+    to whoever does not know how wrong that is."""
+    renewed = [_time_of(entry) for entry in raw["metadata"].get("managedFields") or () if _wrote_renewal(entry)]
+    if now is None or not renewed:
+        return Pulse(None, alive=False)
+    silent = max(0.0, (now - max(renewed)).total_seconds())
+    lasts = (raw.get("spec") or {}).get("leaseDurationSeconds") or NODE_LEASE_SECONDS
+    return Pulse(silent, alive=silent <= float(lasts))
+
+
+def _wrote_renewal(entry: Mapping[str, Any]) -> bool:
+    return "time" in entry and "f:renewTime" in ((entry.get("fieldsV1") or {}).get("f:spec") or {})
+
+
+def _time_of(entry: Mapping[str, Any]) -> datetime:
+    return datetime.fromisoformat(str(entry["time"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
@@ -41,7 +41,11 @@ class Resync:
     """`on_report` is called after each complete look, also if nothing is missing; never after a look that failed."""
 
     def __init__(
-        self, cluster: Cluster, cache: RuntimeCache, metrics: Metrics, on_report: Callable[[ResyncReport], None]
+        self,
+        cluster: Cluster,
+        cache: RuntimeCache,
+        metrics: Metrics,
+        on_report: Callable[[ResyncReport], Awaitable[None]],
     ) -> None:
         self._cluster = cluster
         self._cache = cache
@@ -60,7 +64,7 @@ class Resync:
             known=sum(difference.known for difference in differences.values()),
             listed=sum(len(listed) for listed in lists.values()),
         )
-        self._on_report(report)
+        await self._on_report(report)
         return report
 
     async def run(self, first: float = FIRST_SECONDS, interval: float = INTERVAL_SECONDS) -> None:

@@ -8,6 +8,7 @@ import random
 import structlog
 
 from perdure.api.names import NodeId
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.archives import Archives
 from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.ports.ledger import AgentLedger
@@ -16,16 +17,24 @@ log = structlog.get_logger(__name__)
 
 
 class Janitor:
-    """One per agent. A purge is a person's decision; it was committed in the ledger before this is asked."""
+    """One per agent. A purge is a person's decision; it was committed in the ledger before this is asked. On a frozen node
+    it waits: the ledger that says so may be another one."""
 
-    def __init__(self, ledger: AgentLedger, archives: Archives, node: NodeId) -> None:
+    def __init__(self, ledger: AgentLedger, archives: Archives, node: NodeId, guards: Guards) -> None:
         self._ledger = ledger
         self._archives = archives
         self._node = node
+        self._guards = guards
 
     async def sweep(self) -> int:
         """Delete what is marked; how many. Raises `PortError`."""
         marked = await self._ledger.purging(self._node)
+        if marked:
+            await self._guards.check_ledger(await self._ledger.identity())
+        freeze = self._guards.freeze
+        if marked and freeze is not None:
+            log.warning("purged_archives_stay", count=len(marked), error=freeze.message)
+            return 0
         for facts in marked:
             await self._archives.delete(facts)
             await self._ledger.mark_purged(facts.sequence)

@@ -2,32 +2,28 @@
 
 For a ledger that was restored from a backup: what was archived since then is in the store and unknown. Manifests are the
 truth about archives, but only once the archive itself was read and is what its manifest says. Nothing is removed; what is
-odd is named and left. The agent runs one `Reindexer`; a request that a kill cut off is taken up again.
+odd is named and left. One of the handlers of the agent's `NodeRequests`; what a kill cut off is taken up again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 import structlog
 
-from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef, Uid
-from perdure.api.node import RuntimeNode
-from perdure.api.request import UNDER_WAY, Request, RequestId
+from perdure.api.request import UNDER_WAY, RequestId
 from perdure.api.runtime import RequestStatus
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import ArchiveFacts, Code, Outcome
-from perdure.reconcile.guards import Guards
 from perdure.reconcile.hands import Hands, Place
+from perdure.reconcile.node_requests import said
 from perdure.reconcile.ports.archives import StoredArchive
 from perdure.reconcile.ports.errors import ArchiveCorrupt, LeaseBusy, PortError, StoreError
 from perdure.reconcile.ports.ledger import Catalogued
 
-RETRY_SECONDS = 5.0
 PROGRESS_SECONDS = 10.0
 MAX_TOLD = 5
 """Oddities that the answer names; the log names all."""
@@ -64,58 +60,25 @@ class _Tally:
 class Reindexer:
     """One per agent."""
 
-    def __init__(self, hands: Hands, place: Place, guards: Guards) -> None:
+    def __init__(self, hands: Hands, place: Place) -> None:
         self._hands = hands
         self._place = place
-        self._guards = guards
         self._lease_key = Uid(f"reindex/{place.node_id}")
-        self._asked = asyncio.Event()
 
-    def node_seen(self, node: RuntimeNode) -> None:
-        """A node as a watch shows it: any, at any time, also an old one."""
-        if node.name == self._place.node_name and _unanswered(node) is not None:
-            self._asked.set()
-
-    async def run(self) -> None:
-        """Answer requests as they are seen, until cancelled."""
-        while True:
-            await self._asked.wait()
-            self._asked.clear()
-            try:
-                await self.look()
-            except PortError as error:
-                log.warning("node_request_not_answered", error=str(error))
-                self._asked.set()
-                await asyncio.sleep(RETRY_SECONDS * random.uniform(0.8, 1.2))
-
-    async def look(self) -> None:
-        """Do what the node is asked for and has not answered yet. Raises `PortError` from the API server."""
-        node = await self._hands.cluster.read_node(self._place.node_name)
-        request = _unanswered(node) if node is not None else None
-        if request is None:
-            return
-        answer = await self._answer(request)
-        log.info("node_request_answered", request=answer.id, outcome=answer.outcome, message=answer.message)
-        await self._hands.cluster.answer_node(self._place.node_name, answer)
-
-    async def _answer(self, request: Request) -> RequestStatus:
-        if request.problem:
-            return _said(request.id, Outcome.FAILURE, Code.INVALID_REQUEST.value, request.problem)
-        freeze = self._guards.freeze
-        if freeze is not None and freeze.reason is Reason.IDENTITY_CHANGED:
-            return _said(request.id, Outcome.FAILURE, Code.CONFLICT.value, freeze.message)
+    async def answer(self, request: RequestId) -> RequestStatus:
+        """Look through the store, and say what came of it. Raises no `PortError`: that is an answer, too."""
         tally = _Tally()
         try:
             async with self._hands.leases.kept(self._lease_key):
-                await self._reindex(request.id, tally)
+                await self._reindex(request, tally)
             await self._hands.leases.release(self._lease_key)
         except LeaseBusy as busy:
-            return _said(request.id, Outcome.FAILURE, Code.CONFLICT.value, str(busy))
+            return said(request, Outcome.FAILURE, Code.CONFLICT.value, str(busy))
         except PortError as error:
             self._hands.leases.drop(self._lease_key)
             message = f"{error}. Until then: {tally}. Ask again; what is entered stays"
-            return _said(request.id, Outcome.FAILURE, error.reason.value, message)
-        return _said(request.id, Outcome.SUCCESS, "", str(tally))
+            return said(request, Outcome.FAILURE, error.reason.value, message)
+        return said(request, Outcome.SUCCESS, "", str(tally))
 
     async def _reindex(self, request: RequestId, tally: _Tally) -> None:
         clock = asyncio.get_running_loop()
@@ -168,14 +131,3 @@ class Reindexer:
         if here is None or ref.uid in here or self._hands.journal.record(ref.uid) is not None:
             return False
         return await self._hands.cluster.look_up(ref) == Absent()
-
-
-def _unanswered(node: RuntimeNode) -> Request | None:
-    request, last = node.request, node.status.last_request
-    if request is not None and last is not None and last.id == request.id and last.outcome != UNDER_WAY:
-        return None
-    return request
-
-
-def _said(id_: RequestId, outcome: Outcome, code: str, message: str) -> RequestStatus:
-    return RequestStatus(id=id_, outcome=outcome.value, code=code, message=message[:1024])

@@ -10,7 +10,7 @@ from perdure.api.names import LEASE_NAMESPACE, NodeId, NodeName
 from perdure.api.node import NodeStatus
 from perdure.kube import paths
 from perdure.kube.client import ApiClient, ApiRefused
-from perdure.kube.heartbeat import NodeHeartbeat, NodeNameTaken
+from perdure.kube.heartbeat import NodeHeartbeat, NodeNameTaken, Pulse, read_pulses
 from perdure.kube.lease import LeaderLease, LeadershipLost, LeaderTiming
 from perdure.kube.nodes import NodeCache, NodeReporter, NodeView
 from perdure.kube.preflight import ensure_namespace
@@ -161,6 +161,39 @@ async def test_controller_sees_who_is_alive(client: ApiClient, node: NodeName) -
     await beat.beat()
     await cache.refresh()
     assert view().alive
+
+
+async def test_one_look_tells_how_long_an_agent_is_silent_by_the_servers_clock_alone(
+    client: ApiClient, node: NodeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2020-01-01T00:00:00.000000Z")
+    beat = heartbeat(client, node, "id")
+    await beat.claim()
+
+    async def pulse() -> Pulse:
+        return (await read_pulses(client))[node]
+
+    first = await pulse()
+    assert first.alive
+    assert first.silent_seconds is not None
+    assert first.silent_seconds <= 1
+    async with asyncio.timeout(10):
+        while True:
+            last = await pulse()
+            if not last.alive:
+                break
+            await asyncio.sleep(0.2)
+    assert last.silent_seconds is not None
+    assert last.silent_seconds > 1
+    await annotate(client, paths.lease(f"node-{node}"))
+    assert not (await pulse()).alive, "what a person does with the Lease is no heartbeat"
+    monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2020-01-01T00:00:09.000000Z")
+    await beat.beat()
+    assert (await pulse()).alive
+
+
+async def annotate(client: ApiClient, path: str) -> None:
+    await client.merge_patch(path, "annotating", {"metadata": {"annotations": {"note": "looked at"}}})
 
 
 async def test_report_never_touches_what_people_set(client: ApiClient, node: NodeName) -> None:

@@ -1,7 +1,7 @@
 """The intake, the resync and the cache while the API server crashes, forgets and comes back."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -100,11 +100,18 @@ async def until_not_installed(client: ApiClient) -> None:
             continue
 
 
+def keep_in(reports: list[ResyncReport]) -> Callable[[ResyncReport], Awaitable[None]]:
+    async def keep(report: ResyncReport) -> None:
+        reports.append(report)
+
+    return keep
+
+
 async def test_resync_finds_what_no_watch_told(cluster: KubeControllerCluster, user: User, metrics: Metrics) -> None:
     reports: list[ResyncReport] = []
     woken: list[Uid] = []
     cache = RuntimeCache(woken.append)
-    resync = Resync(cluster, cache, metrics, reports.append)
+    resync = Resync(cluster, cache, metrics, keep_in(reports))
     bot, game = await user.create("bot"), await user.create("game", Kind.GAME)
     assert await resync.once() == ResyncReport(missing=frozenset(), known=0, listed=2)
     await user.edit(bot, desiredState="Stopped")
@@ -128,7 +135,7 @@ async def test_list_that_cannot_be_read_is_no_absence(
     reports: list[ResyncReport] = []
     cache = RuntimeCache()
     runtime = await user.create("bot")
-    resync = Resync(cluster, cache, metrics, reports.append)
+    resync = Resync(cluster, cache, metrics, keep_in(reports))
     await resync.once()
     await asyncio.to_thread(control_plane.apiserver.kill)
     try:

@@ -101,7 +101,7 @@ def test_with_debug_the_traceback_is_shown() -> None:
     assert "Traceback (most recent call last)" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["history", "top", "archive ls", "archive reindex"])
+@pytest.mark.parametrize("command", ["history", "top", "archive ls", "archive reindex", "nodes accept-absence"])
 def test_help_of_a_command_teaches_by_examples_and_imports_nothing_heavy(command: str) -> None:
     done = run("-X", "importtime", "-m", "perdure.cli.main", *command.split(), "--help")
     assert done.returncode == 0

@@ -6,6 +6,8 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,16 @@ import pytest
 from perdure.cli.main import main
 
 PATH = "/apis/perdure.dev/v1alpha1/runtimenodes"
+LEASES = "/apis/coordination.k8s.io/v1/namespaces/perdure-system/leases"
+NOW = datetime(2026, 5, 1, 12, 0, 0, tzinfo=UTC)
+"""By the server's clock, which this machine's is far from."""
 
 
 def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, Any]:
     return {"type": kind, "status": status, "reason": reason, "message": message}
+
+
+READY = condition("Ready", "True", "AsExpected")
 
 
 def node(name: str, **status: Any) -> dict[str, Any]:
@@ -41,20 +49,39 @@ ORPHAN = {
 }
 
 
+def lease(name: str, ago: float, *, agent_is_wrong_by: float = 0.0, dated: bool = True) -> dict[str, Any]:
+    """A node's Lease that was renewed `ago` seconds before the server answers, by its clock."""
+    at, by_agent = (NOW - timedelta(seconds=it) for it in (ago, ago + agent_is_wrong_by))
+    entry = {"manager": "perdure", "fieldsV1": {"f:spec": {"f:renewTime": {}}}, "time": f"{at:%Y-%m-%dT%H:%M:%SZ}"}
+    noted = {"manager": "kubectl", "fieldsV1": {"f:metadata": {}}, "time": f"{NOW:%Y-%m-%dT%H:%M:%SZ}"}
+    return {
+        "metadata": {"name": f"node-{name}", "managedFields": [noted, entry] if dated else []},
+        "spec": {"leaseDurationSeconds": 40, "renewTime": f"{by_agent:%Y-%m-%dT%H:%M:%S.%fZ}"},
+    }
+
+
 @dataclass
 class Api:
-    """Answers of the one path that is asked for."""
+    """Answers of the two paths that are asked for, given at `NOW`."""
 
     kubeconfig: Path
     items: list[dict[str, Any]] = field(default_factory=list)
+    leases: list[dict[str, Any]] | None = None
+    """None: every node's agent is alive."""
     code: int = 200
+    code_of_leases: int = 200
     asked: list[str] = field(default_factory=list)
 
     def answer(self, path: str) -> tuple[int, dict[str, Any]]:
-        self.asked.append(path.partition("?")[0])
-        if self.code != 200:
-            return self.code, {"kind": "Status", "reason": "Forbidden", "message": "no", "code": self.code}
-        return 200, {"kind": "RuntimeNodeList", "metadata": {}, "items": self.items}
+        path = path.partition("?")[0]
+        self.asked.append(path)
+        code = self.code if path == PATH else self.code_of_leases
+        if code != 200:
+            return code, {"kind": "Status", "reason": "Forbidden", "message": "no", "code": code}
+        if path == PATH:
+            return 200, {"kind": "RuntimeNodeList", "metadata": {}, "items": self.items}
+        leases = self.leases if self.leases is not None else [lease(it["metadata"]["name"], 5) for it in self.items]
+        return 200, {"kind": "LeaseList", "metadata": {}, "items": leases}
 
 
 @pytest.fixture
@@ -62,7 +89,8 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             code, body = it.answer(self.path)
-            self.send_response(code)
+            self.send_response_only(code)
+            self.send_header("Date", format_datetime(NOW, usegmt=True))
             self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
@@ -93,7 +121,7 @@ def test_a_line_for_each_node_sorted_by_name(api: Api, capsys: pytest.CaptureFix
         node("c"),
     ]
     assert main(["nodes"]) == 0
-    assert api.asked == [PATH]
+    assert api.asked == [PATH, LEASES]
     header, a, b, c = capsys.readouterr().out.splitlines()
     assert header.split() == ["NAME", "READY", "ENGINE", "RUNTIMES", "ORPHANS", "REMARKS"]
     assert a.split() == ["a", "True", "containerd", "1.6.20", "7", "1"]
@@ -112,23 +140,75 @@ def test_wide_lists_each_orphan(api: Api, capsys: pytest.CaptureFixture[str]) ->
     assert ["a", "BotRuntime/shop/ada", "77", "br-77-2", "no"] in rows
 
 
-def test_a_degraded_cordoned_or_given_up_node_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    lost = node(
-        "a", conditions=[condition("Ready", "True", "Running"), condition("Degraded", "True", "MassAbsence", "look")]
-    )
-    lost["spec"] = {"unschedulable": True}
-    lost["metadata"]["annotations"] = {"perdure.dev/out-of-service": "burnt"}
-    api.items = [lost, node("b", conditions=[condition("Degraded", "False", "AsExpected")])]
+def test_a_frozen_cordoned_or_given_up_node_says_so(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    frozen = node("a", conditions=[READY, condition("Trusted", "False", "MassAbsence", "look")])
+    frozen["spec"] = {"unschedulable": True}
+    frozen["metadata"]["annotations"] = {"perdure.dev/out-of-service": "burnt"}
+    api.items = [frozen, node("b", conditions=[READY, condition("Trusted", "True", "AsExpected")])]
     assert main(["nodes"]) == 0
     _header, a, b = capsys.readouterr().out.splitlines()
-    assert a.rstrip().endswith("cordoned; out of service; Degraded=True/MassAbsence: look")
-    assert "Degraded" not in b
+    assert a.rstrip().endswith("cordoned; out of service; Trusted=False/MassAbsence: look")
+    assert "Trusted" not in b
 
 
-def test_json_is_what_the_api_server_has(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
-    api.items = [node("a", orphans=[ORPHAN])]
+def test_json_is_what_the_api_server_has_and_the_heartbeat(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", orphans=[ORPHAN]), node("b"), node("c")]
+    api.leases = [lease("a", 5), lease("b", 190)]
     assert main(["nodes", "-o", "json"]) == 0
-    assert json.loads(capsys.readouterr().out) == api.items
+    a, b, c = json.loads(capsys.readouterr().out)
+    assert a == api.items[0] | {"heartbeat": {"alive": True, "silentSeconds": 5.0}}
+    assert b["heartbeat"] == {"alive": False, "silentSeconds": 190.0}
+    assert c["heartbeat"] == {"alive": False, "silentSeconds": None}
+
+
+@pytest.mark.parametrize("wrong_by", [-3600.0, 0.0, 3600.0])
+@pytest.mark.parametrize(
+    ("ago", "ready"),
+    [
+        (0, "True"),
+        (40, "True"),
+        (41, "Unknown (no heartbeat for 41.0s)"),
+        (190, "Unknown (no heartbeat for 3m10s)"),
+        (200_000, "Unknown (no heartbeat for 2d07h)"),
+    ],
+)
+def test_ready_is_what_the_agent_says_only_while_its_heart_beats_whatever_its_clock(
+    api: Api, capsys: pytest.CaptureFixture[str], ago: int, ready: str, wrong_by: float
+) -> None:
+    api.items = [node("a", conditions=[READY])]
+    api.leases = [lease("a", ago, agent_is_wrong_by=wrong_by)]
+    assert main(["nodes"]) == 0
+    _header, row = capsys.readouterr().out.splitlines()
+    assert row.removeprefix("a").strip().startswith(f"{ready} ")
+
+
+def test_an_agent_that_never_had_a_heartbeat_or_one_that_cannot_be_dated_is_not_ready(
+    api: Api, capsys: pytest.CaptureFixture[str]
+) -> None:
+    api.items = [node("a", conditions=[READY]), node("b", conditions=[READY])]
+    api.leases = [lease("b", 5, dated=False)]
+    assert main(["nodes"]) == 0
+    _header, a, b = capsys.readouterr().out.splitlines()
+    assert "Unknown (no heartbeat)" in a
+    assert "Unknown (heartbeat without a date)" in b
+
+
+def test_heartbeats_that_may_not_be_read_are_not_guessed(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", conditions=[READY], runtimes=7)]
+    api.code_of_leases = 403
+    assert main(["nodes"]) == 0
+    captured = capsys.readouterr()
+    assert "Unknown (heartbeat not readable)" in captured.out
+    assert "ask for the right to list leases in the namespace perdure-system" in captured.err
+    assert main(["nodes", "-o", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["heartbeat"] is None
+
+
+def test_an_api_server_that_goes_away_in_between_is_an_error(api: Api, capsys: pytest.CaptureFixture[str]) -> None:
+    api.items = [node("a", conditions=[READY])]
+    api.code_of_leases = 503
+    assert main(["nodes"]) == 1
+    assert "listing node Leases" in capsys.readouterr().err
 
 
 def test_what_others_wrote_is_text_and_nothing_else(api: Api, capsys: pytest.CaptureFixture[str]) -> None:

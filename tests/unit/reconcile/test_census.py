@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import structlog
+import yaml
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
 from tests.fakes.journal import FakeJournal
@@ -65,6 +68,14 @@ async def test_a_node_with_nothing_on_it_is_as_it_should_be() -> None:
     assert {type_: condition.status for type_, condition in conditions.items()} == {
         **dict.fromkeys(("Ready", "NetworkReady", "NoOrphans", "Trusted", "NoStrangers", "NoDataMissing"), "True")
     }
+
+
+async def test_the_crd_describes_each_condition_of_a_node() -> None:
+    crd = yaml.safe_load((Path(__file__).parents[3] / "crds" / "runtimenodes.yaml").read_text())
+    (version,) = crd["spec"]["versions"]
+    status = version["schema"]["openAPIV3Schema"]["properties"]["status"]
+    described = re.findall(r"(\w+): ", status["properties"]["conditions"]["description"])
+    assert described == list(await Bench().take())
 
 
 async def test_what_carries_another_label_is_reported_once_and_left_alone() -> None:

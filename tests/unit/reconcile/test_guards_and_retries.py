@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.fakes.journal import FakeJournal, JournalDisk
+from tests.integration.ledger.samples import ref
 
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Uid
+from perdure.api.runtime import parse_runtime
+from perdure.kube.cache import RuntimeCache
+from perdure.plan.world import Record
 from perdure.reconcile.guards import Guards, too_many_absent
-from perdure.reconcile.ports.errors import EngineUnavailable, SandboxFailed
+from perdure.reconcile.ports.errors import EngineUnavailable, PortError, SandboxFailed
 from perdure.reconcile.ports.ledger import LedgerIdentity
 from perdure.reconcile.retries import Retries
 
@@ -26,13 +33,155 @@ def test_more_than_three_and_more_than_a_tenth_are_too_many(absent: int, known: 
     assert too_many_absent(absent, known) is too_many
 
 
-def test_mass_absence_freezes_until_the_objects_are_back() -> None:
-    guards = Guards(FakeJournal())
-    guards.check_absence(4, 4)
-    assert guards.freeze is not None
-    assert guards.freeze.reason is Reason.MASS_ABSENCE
-    guards.check_absence(0, 4)
-    assert guards.freeze is None
+class Node:
+    """Lives on record, some of which have an object."""
+
+    def __init__(self, *uids: str) -> None:
+        self.journal = FakeJournal()
+        self.guards = Guards(self.journal)
+        self.objects = RuntimeCache()
+        self.version = 0
+        for uid in uids:
+            self.add(uid)
+
+    def add(self, uid: str) -> None:
+        self.journal.disk.records[Uid(uid)] = Record(ref(uid))
+        self.come_back(uid)
+
+    def lose(self, *uids: str) -> None:
+        for uid in uids:
+            found = self.objects.get(Uid(uid))
+            assert found is not None
+            self.objects.deleted(found)
+
+    def come_back(self, *uids: str) -> None:
+        for uid in uids:
+            self.version += 1
+            life, version = ref(uid), str(self.version)
+            metadata = {"namespace": life.namespace, "name": life.name, "uid": uid, "resourceVersion": version}
+            self.objects.put(parse_runtime({"kind": life.kind.value, "metadata": metadata, "spec": {"image": "x"}}))
+
+    async def frozen(self) -> bool:
+        """After a full list."""
+        await self.guards.check_absence(self.objects)
+        freeze = self.guards.freeze
+        assert freeze is None or freeze.reason is Reason.MASS_ABSENCE
+        return freeze is not None
+
+    def restart(self) -> None:
+        self.journal = FakeJournal(self.journal.disk)
+        self.guards = Guards(self.journal)
+
+
+FOUR = ("1", "2", "3", "4")
+
+
+async def test_mass_absence_freezes_until_the_objects_are_back_and_says_what_lifts_it() -> None:
+    node = Node(*FOUR)
+    assert not await node.frozen()
+    node.lose(*FOUR)
+    assert await node.frozen()
+    assert node.guards.freeze is not None
+    assert "4 of this node's 4 runtimes" in node.guards.freeze.message
+    assert "perdure nodes accept-absence" in node.guards.freeze.message
+    node.come_back(*FOUR)
+    assert not await node.frozen()
+
+
+async def test_what_was_seen_being_deleted_or_is_released_is_no_absence() -> None:
+    node = Node(*FOUR, "5")
+    node.lose(*FOUR)
+    records = node.journal.disk.records
+    records[Uid("1")] = replace(records[Uid("1")], deletion_seen=True)
+    assert not await node.frozen()
+    records[Uid("1")] = replace(records[Uid("1")], deletion_seen=False)
+    assert await node.frozen()
+    records[Uid("2")] = replace(records[Uid("2")], released=True)
+    assert not await node.frozen()
+
+
+async def test_absence_that_a_person_accepted_freezes_no_more_also_after_a_restart() -> None:
+    node = Node(*FOUR, "5")
+    node.lose(*FOUR)
+    assert await node.frozen()
+    assert await node.guards.accept_absence() == set(FOUR)
+    assert node.guards.freeze is None
+    assert not await node.frozen()
+    node.restart()
+    assert not await node.frozen()
+    assert set(node.journal.records()) == {*FOUR, "5"}, "what is on record stays what it is"
+
+
+async def test_what_goes_absent_after_the_acceptance_counts_anew() -> None:
+    later = ("5", "6", "7", "8")
+    node = Node(*FOUR, *later)
+    node.lose(*FOUR)
+    await node.frozen()
+    await node.guards.accept_absence()
+    node.lose("5", "6", "7")
+    assert not await node.frozen()
+    node.lose("8")
+    assert await node.frozen()
+    assert node.guards.freeze is not None
+    assert "4 of this node's 4 runtimes" in node.guards.freeze.message, "what is accepted makes no share smaller"
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_an_object_that_was_back_is_not_accepted_when_it_goes_again(restarted: bool) -> None:
+    node = Node(*FOUR)
+    node.lose(*FOUR)
+    await node.frozen()
+    await node.guards.accept_absence()
+    node.come_back(*FOUR)
+    assert not await node.frozen()
+    if restarted:
+        node.restart()
+    node.lose(*FOUR)
+    assert await node.frozen()
+
+
+async def test_acceptance_that_cannot_be_journalled_is_none() -> None:
+    node = Node(*FOUR)
+    node.lose(*FOUR)
+    await node.frozen()
+    node.journal.broken = "no space left on device"
+    with pytest.raises(PortError, match="no space"):
+        await node.guards.accept_absence()
+    assert node.guards.freeze is not None
+    assert await node.frozen()
+
+
+async def test_an_end_of_acceptance_that_cannot_be_journalled_holds_and_is_written_down_later() -> None:
+    node = Node(*FOUR)
+    node.lose(*FOUR)
+    await node.frozen()
+    await node.guards.accept_absence()
+    node.come_back(*FOUR)
+    node.journal.broken = "no space left on device"
+    assert not await node.frozen()
+    node.lose(*FOUR)
+    assert await node.frozen()
+    node.journal.broken = None
+    assert await node.frozen()
+    node.restart()
+    assert await node.frozen()
+
+
+async def test_neither_of_two_things_remembered_at_once_is_lost() -> None:
+    class Slow(FakeJournal):
+        """Takes the time of an fsync, in which others go on."""
+
+        async def commit(self, **given: Any) -> None:
+            await asyncio.sleep(0.01)
+            await super().commit(**given)
+
+    node = Node(*FOUR)
+    node.guards = Guards(Slow(node.journal.disk))
+    node.lose(*FOUR)
+    await node.frozen()
+    await asyncio.gather(node.guards.check_ledger(LedgerIdentity("one", 7)), node.guards.accept_absence())
+    memory = node.journal.memory()
+    assert (memory.ledger, memory.highest_fence, len(memory.accepted_absent)) == ("one", 7, 4)
 
 
 async def test_another_cluster_freezes_until_the_agent_is_restarted_against_the_right_one() -> None:

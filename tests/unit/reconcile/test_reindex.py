@@ -21,16 +21,17 @@ from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, NodeId, NodeName
 from perdure.api.node import NodeStatus
-from perdure.api.request import UNDER_WAY
+from perdure.api.request import UNDER_WAY, Verb
 from perdure.api.runtime import RequestStatus, RuntimeSpec
 from perdure.plan.world import ArchiveFacts, Freeze, Op, Record, SnapshotFacts
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
+from perdure.reconcile.node_requests import RETRY_SECONDS, NodeRequests
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import ArchiveCorrupt
-from perdure.reconcile.reindex import RETRY_SECONDS, Reindexer
+from perdure.reconcile.reindex import Reindexer
 
 OURS = InstallationId("installation")
 NODE, NODE_ID = NodeName("node"), NodeId("node-1")
@@ -85,7 +86,8 @@ class Bench:
             probe=_Quiet(),
         )
         self.ledger = ledger
-        self.reindexer = Reindexer(hands, Place(OURS, NODE, NODE_ID), guards(self.journal))
+        handlers = {Verb.REINDEX: Reindexer(hands, Place(OURS, NODE, NODE_ID)).answer}
+        self.requests = NodeRequests(cluster, NODE, guards(self.journal), handlers)
 
     def keep(self, sequence: int, uid: str = "gone", *, complete: bool = True) -> None:
         request = ArchiveRequest(OURS, ref(uid), sequence, NODE_ID, workspace(ref(uid)))
@@ -93,7 +95,7 @@ class Bench:
 
     async def ask(self, request: str = "reindex/1") -> RequestStatus | None:
         self.cluster.node_annotations[NODE] = {names.ANNOTATION_REQUEST: request}
-        await self.reindexer.look()
+        await self.requests.look()
         return self.answer()
 
     def answer(self) -> RequestStatus | None:
@@ -105,11 +107,11 @@ class Bench:
         self.cluster.node_annotations[NODE] = annotations
         shown = await FakeCluster(self.cluster).read_node(NODE)
         assert shown is not None
-        self.reindexer.node_seen(msgspec.structs.replace(shown, name=name))
+        self.requests.node_seen(msgspec.structs.replace(shown, name=name))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.reindexer.run())
+        task = asyncio.create_task(self.requests.run())
         try:
             yield
         finally:

@@ -83,6 +83,8 @@ class NodeMemory:
     ledger: str | None = None
     """The ledger's identity (a random id in the database)."""
     highest_fence: int = 0
+    accepted_absent: frozenset[Uid] = frozenset()
+    """Lives whose objects are gone with the consent of a person: no sign of an accident."""
 
 
 class Journal(Protocol):

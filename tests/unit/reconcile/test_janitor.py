@@ -1,0 +1,79 @@
+"""What other nodes purged is deleted from this node's store, unless the ledger that says so may be another one."""
+
+from __future__ import annotations
+
+import pytest
+from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
+from tests.fakes.engine import FakeMachine
+from tests.fakes.journal import FakeJournal
+from tests.fakes.ledger import ArchiveEntry, ArchiveState, FakeAgentLedger, LedgerTables
+from tests.integration.ledger.samples import ref, workspace
+from tests.property.model import archive_of
+
+from perdure.api.names import ChainId, InstallationId, NodeId, OperationId, Uid
+from perdure.kube.cache import RuntimeCache
+from perdure.plan.world import ImageFacts, Record
+from perdure.reconcile.guards import Guards
+from perdure.reconcile.janitor import Janitor
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.ledger import LedgerIdentity
+
+NODE = NodeId("node-1")
+
+
+class Bench:
+    """A store with two archives, one of which was purged from another node."""
+
+    def __init__(self) -> None:
+        self.tables, self.store, self.journal = LedgerTables(), FakeStore(), FakeJournal()
+        life, image = ref(), ImageFacts("image:1", "sha256:aa", ChainId("sha256:bb"))
+        states: tuple[tuple[int, ArchiveState], ...] = ((7, "purging"), (8, "verified"))
+        for sequence, state in states:
+            request = ArchiveRequest(InstallationId("ours"), life, sequence, NODE, workspace(life))
+            self.store.archives[sequence] = StoredArchive(request, {}, True)
+            facts = archive_of(life, sequence, NODE, life.snapshot_key(1), image)
+            self.tables.archives[sequence] = ArchiveEntry(facts, life, OperationId("preserve"), state)
+        self.guards = Guards(self.journal)
+        ledger = FakeAgentLedger(NODE, self.tables)
+        self.janitor = Janitor(ledger, FakeArchives(self.store, FakeMachine()), NODE, self.guards)
+
+    def untouched(self) -> bool:
+        return set(self.store.archives) == {7, 8} and self.tables.archives[7].state == "purging"
+
+
+async def test_what_was_purged_is_deleted_and_nothing_else() -> None:
+    bench = Bench()
+    assert await bench.janitor.sweep() == 1
+    assert set(bench.store.archives) == {8}
+    assert bench.tables.archives[7].state == "purged"
+    assert await bench.janitor.sweep() == 0
+
+
+async def test_another_ledger_deletes_nothing_also_if_nobody_has_noticed_yet() -> None:
+    bench = Bench()
+    await bench.guards.check_ledger(LedgerIdentity("the one it knew", 1))
+    assert bench.guards.freeze is None
+    assert await bench.janitor.sweep() == 0
+    assert bench.untouched()
+    assert bench.guards.freeze is not None
+
+
+async def test_nothing_is_deleted_while_many_objects_are_absent() -> None:
+    bench = Bench()
+    for uid in map(Uid, "abcd"):
+        bench.journal.disk.records[uid] = Record(ref(uid))
+    await bench.guards.check_absence(RuntimeCache())
+    assert await bench.janitor.sweep() == 0
+    assert bench.untouched()
+    await bench.guards.accept_absence()
+    assert await bench.janitor.sweep() == 1
+
+
+async def test_a_ledger_that_is_away_deletes_nothing() -> None:
+    bench = Bench()
+    bench.tables.away = "connection refused"
+    with pytest.raises(LedgerUnavailable):
+        await bench.janitor.sweep()
+    bench.tables.away = None
+    assert bench.untouched()
