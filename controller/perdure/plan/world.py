@@ -160,6 +160,8 @@ class LedgerFacts:
     """The archive that `restore.archive` names, in this namespace."""
     unarchived: tuple[Uid, ...] = ()
     """Other lives of the identity whose data is known and neither archived nor purged."""
+    given_up: tuple[Uid, ...] = ()
+    """Those of the identity that were released by force: what of theirs is not archived never will be."""
     put_away: ArchiveFacts | None = None
     """What the newest data of this uid was archived as before it was removed from the node, or before its removal was
     announced: the data is in it if the snapshot is gone."""
