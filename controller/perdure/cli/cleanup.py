@@ -20,7 +20,7 @@ from perdure.cli import options
 from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 from perdure.cli.output import print_json
-from perdure.cli.target import parse_target
+from perdure.cli.target import parse_namespace, parse_target
 
 if TYPE_CHECKING:
     from perdure.api.request import RequestId
@@ -34,13 +34,18 @@ _ID_BYTES = 8
 
 @click.command(short_help="Clean a stopped runtime up now.")
 @click.argument("runtime", metavar="KIND/NAME", callback=parse_target)
-@options.option("-n", "--namespace", default="default", help="Of the runtime.")
+@options.option(
+    "-n",
+    "--namespace",
+    callback=parse_namespace,
+    help="Of the runtime. Default: that of the kubeconfig's current context.",
+)
 @options.option("--wait/--no-wait", default=True, help="Wait until it is done, or refused.")
 @options.option("--timeout", type=click.FloatRange(1, 86_400), default=600.0, help="Seconds to wait.")
 @options.cluster
 @options.output
 def cleanup(
-    runtime: tuple[Kind, str], namespace: str, wait: bool, timeout: float, kubeconfig: Path | None, output: str
+    runtime: tuple[Kind, str], namespace: str | None, wait: bool, timeout: float, kubeconfig: Path | None, output: str
 ) -> None:
     """Clean a stopped runtime up now instead of when its stoppedTTL is over.
 
@@ -51,7 +56,8 @@ def cleanup(
 
     kind, name = runtime
     id_ = RequestId(secrets.token_hex(_ID_BYTES))
-    asking = _Asking(kind, namespace, name, id_, timeout if wait else 0.0)
+    within = namespace or _current_namespace(kubeconfig)
+    asking = _Asking(kind, within, name, id_, timeout if wait else 0.0)
     answer = block_on(asking.ask(kubeconfig))
     shown = f"{kind.value.lower()}/{name}"
     if answer is None:
@@ -68,6 +74,16 @@ def cleanup(
         click.echo(f"{shown}: {'nothing to do' if answer.code else 'cleaned up'}: {answer.message}")
     if answer.outcome != "success":
         raise CommandFailed(f"{shown} was not cleaned up ({answer.code or answer.outcome}): {answer.message}")
+
+
+def _current_namespace(kubeconfig: Path | None) -> str:
+    """As kubectl takes it. Raises `CommandFailed`."""
+    from perdure.kube.access import ClusterSource, NoCluster, current_namespace
+
+    try:
+        return current_namespace(ClusterSource(kubeconfig))
+    except NoCluster as error:
+        raise CommandFailed(str(error)) from error
 
 
 class _Asking:
