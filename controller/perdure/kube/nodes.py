@@ -1,6 +1,6 @@
 """RuntimeNodes: the agent's report of its node, and the controller's view of all nodes with who is alive.
 
-Liveness is a Lease (`lease.py`), not a field here: a heartbeat in a status would wake every watcher each time.
+Liveness is a Lease (`heartbeat.py`), not a field here: a heartbeat in a status would wake every watcher each time.
 """
 
 from __future__ import annotations

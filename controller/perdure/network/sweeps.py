@@ -94,7 +94,7 @@ class Sweeper:
         places: Places,
         known: Callable[[], Known],
         *,
-        patience: float = 300.0,
+        patience: float,
         launcher: Launcher = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

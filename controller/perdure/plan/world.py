@@ -362,7 +362,7 @@ Desired = Wanted | Terminating | Gone | Unseen
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last attempt at this runtime failed. Kept in memory by the worker until a success or a new generation."""
+    """The last attempt at this runtime failed. Kept in memory until a success or a new generation."""
 
     reason: Reason
     message: str
