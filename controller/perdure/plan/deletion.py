@@ -15,6 +15,7 @@ from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeSta
 from perdure.plan import data, first_rules
 from perdure.plan.certainty import Present
 from perdure.plan.drift import plan_absent
+from perdure.plan.failures import phase_after
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import (
@@ -161,7 +162,7 @@ def _failed_lately(scene: Scene) -> Plan | None:
     if failure is None or scene.now >= failure.retry_at:
         return None
     scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, failure.reason, failure.message)
-    phase = Phase.BLOCKED if failure.blocks_data else _phase(scene)
+    phase = phase_after(failure, _phase(scene), spec_is_read=False)
     return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)
 
 

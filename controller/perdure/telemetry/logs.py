@@ -2,8 +2,7 @@
 
 One line is one event with key=value fields. Ids are always under the same names (`runtime`, `uid`, `node`, `op`,
 `step`), where a line has them, also in lines that kopf writes, so that `uid=…` finds one runtime's whole story. INFO tells
-that story to a
-person; DEBUG is for whoever changes the code. Secrets never leave: see `redact`.
+that story to a person; DEBUG is for whoever changes the code. Secrets never leave: see `redact`.
 """
 
 from __future__ import annotations
