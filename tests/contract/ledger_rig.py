@@ -17,7 +17,7 @@ from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.migrate import check_schema, migrate
+from perdure.ledger.migrate import admit, migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
@@ -112,5 +112,5 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         async with Database(roles.controller) as controller, Database(roles.agent) as agent:
             await migrate(controller)
             roles.grant()
-            await check_schema(agent)
+            await agent.run("looking at the schema", admit)
             yield PostgresRig(controller, agent)

@@ -407,7 +407,11 @@ async def test_data_of_an_object_that_was_given_up_is_still_an_orphan(rig: Rig) 
     await controller.force_release(ref("uid-1"), "the node burnt down")
     await controller.force_release(ref("uid-1"), "the node burnt down")
     await controller.force_release(ref("uid-2"), "never seen")
-    assert (await known(ledger, ref("uid-9"))).unarchived == ("uid-1",)
+    facts = await known(ledger, ref("uid-9"))
+    assert facts.unarchived == ("uid-1",)
+    assert set(facts.given_up) == {"uid-1", "uid-2"}
+    assert (await known(ledger, ref("uid-1"))).given_up == ("uid-2",)
+    assert (await known(ledger, ref("uid-9", name="other"))).given_up == ()
     assert not (await controller.read(ref("uid-1"), LATEST)).released
 
 

@@ -4,6 +4,7 @@ A row of the ledger is (operation, phase before, phase after, outcome): that is 
 long gone, so that is what is held against the table.
 """
 
+import re
 from typing import Any
 
 import pytest
@@ -150,6 +151,35 @@ def test_what_never_ran_is_let_go_without_an_archive(stage: Stage, runtime: Runt
 
 def test_data_that_was_taken_away_blocks_until_a_person_decides(stage: Stage, runtime: Runtime) -> None:
     runtime.apply().wait_ready()
+    take_data_away(stage, runtime)
+    runtime.delete()
+    runtime.wait_condition("Preserved", "False", "DataMissing")
+    runtime.patch(deletionPolicy="Purge")
+    runtime.wait_gone()
+
+
+def test_the_way_that_is_told_when_data_is_missing_leads_to_the_last_archive(
+    stage: Stage, kubectl: Kubectl, runtime: Runtime
+) -> None:
+    runtime.apply().wait_ready()
+    runtime.run("echo kept > /data/kept")
+    runtime.delete_and_wait()
+    runtime.apply().wait_ready()
+    message = take_data_away(stage, runtime)
+    for command in re.findall("`kubectl ([^`]+)`", message):
+        told = kubectl(*command.split())
+    assert "deleted" in told
+    runtime.wait_gone()
+    (archive,) = runtime.archives()
+    runtime.apply(desiredState="Running")
+    name = archive["metadata"]["name"]
+    assert f"restore.archive: {name}" in runtime.wait_condition("Ready", "False", "OrphanPending")["message"]
+    runtime.apply(restore={"policy": "Archive", "archive": name}).wait_ready()
+    assert runtime.run("cat /data/kept") == "kept\n"
+
+
+def take_data_away(stage: Stage, runtime: Runtime) -> str:
+    """As somebody with `ctr` does; returns what its user is told then."""
     runtime.patch(desiredState="Stopped")
     runtime.wait_phase("Stopped")
     key = runtime.status()["snapshotKey"]
@@ -159,7 +189,5 @@ def test_data_that_was_taken_away_blocks_until_a_person_decides(stage: Stage, ru
     condition = runtime.wait_condition("DataReady", "False", "DataMissing")
     assert key in condition["message"]
     assert runtime.pid() is None
-    runtime.delete()
-    runtime.wait_condition("Preserved", "False", "DataMissing")
-    runtime.patch(deletionPolicy="Purge")
-    runtime.wait_gone()
+    message: str = condition["message"]
+    return message

@@ -16,8 +16,7 @@ def test_agent_that_may_not_read_secrets_names_the_right_that_it_lacks(
     machine: Machine, new_operator: Callable[..., Operator], kubectl: Kubectl
 ) -> None:
     cluster, system = machine.kubectl(), machine.kubectl("perdure-system")
-    for file in ("namespace", "agent", "controller"):
-        cluster("apply", "-f", str(CHECKOUT / "deploy" / "rbac" / f"{file}.yaml"))
+    cluster("apply", "-f", str(CHECKOUT / "deploy" / "rbac"))
     for user, role in ((AGENT, "perdure-agent"), (CONTROLLER, "perdure-controller")):
         cluster("create", "clusterrolebinding", user, f"--clusterrole={role}", f"--user={user}")
         system("create", "rolebinding", user, f"--role={role}", f"--user={user}")

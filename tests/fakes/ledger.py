@@ -273,6 +273,14 @@ class FakeAgentLedger(_Fake):
                     and not other.released
                     and self.tables.put_away(other.ref) is None
                 ),
+                given_up=tuple(
+                    other.ref.uid
+                    for other in self.tables.runtimes.values()
+                    if other.ref.identity == ref.identity
+                    and other.ref.uid != ref.uid
+                    and other.force_release_reason is not None
+                    and not other.released
+                ),
                 put_away=self.tables.put_away(ref),
                 unfinished=self.tables.unfinished(ref.uid),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),

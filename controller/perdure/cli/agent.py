@@ -21,7 +21,7 @@ CHECKS = ("api", "engine", "node", "ledger")
 
 
 def run(settings: AgentSettings) -> None:
-    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`, `NodeNameTaken`."""
     node = settings.node
     with NodeLock(node.state_dir, node.containerd_address, node.engine_namespace, lock_dir=node.run_dir):
         run_process(settings.common, CHECKS, lambda process: _main(process, settings))

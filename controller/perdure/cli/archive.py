@@ -15,7 +15,7 @@ from perdure.api.request import Verb
 from perdure.cli import options
 from perdure.cli.asking import ask_nodes, show_answers
 from perdure.cli.blocking import block_on
-from perdure.cli.database import ask_ledger, find_ledger
+from perdure.cli.database import ask_ledger, find_ledger, require_known
 from perdure.cli.output import Cell, print_json, print_table, size
 from perdure.cli.target import parse_target
 
@@ -32,8 +32,8 @@ def archive() -> None:
 
 @archive.command(name="ls", short_help="List archives.")
 @click.argument("target", metavar="[KIND/NAME]", required=False, callback=parse_target)
-@options.option("-n", "--namespace", default="default", help="Of the runtimes.")
-@options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@options.namespace
+@options.all_namespaces
 @options.option("--limit", type=click.IntRange(1, 100_000), default=100, help="Most archives to show.")
 @options.database
 @options.state_dir
@@ -44,6 +44,8 @@ def list_archives(
     """List archives as the ledger's catalogue has them, newest first: also what is in quarantine or purged, and what no
     RuntimeArchive stands for any more.
 
+    Exit code 1 if the ledger never heard of KIND/NAME.
+
     \b
     Examples:
       perdure archive ls br/ada
@@ -52,15 +54,19 @@ def list_archives(
     from perdure.ledger.listing import read_archives
 
     url = find_ledger(given)
-    found = ask_ledger(read_archives(url, target, None if all_namespaces else namespace, limit))
+    within = None if all_namespaces else namespace
+    found = ask_ledger(read_archives(url, target, within, limit))
+    if not found and target is not None:
+        require_known(url, target, within)
     if output == "json":
         import msgspec
 
         print_json(msgspec.to_builtins(found))
     elif found:
         _print_archives(found, wide=output == "wide")
-    else:
-        click.echo("The catalogue has no such archive.", err=True)
+    if not found:
+        where = f"in the namespace {within}" if within is not None else "in any namespace"
+        click.echo(f"No archive of {'/'.join(target) if target else 'anything'} {where} is known.", err=True)
 
 
 def _print_archives(found: Sequence[ListedArchive], *, wide: bool) -> None:

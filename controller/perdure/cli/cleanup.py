@@ -14,7 +14,7 @@ from perdure.cli.asking import Target, asking
 from perdure.cli.blocking import block_on
 from perdure.cli.errors import CommandFailed
 from perdure.cli.output import print_json
-from perdure.cli.target import parse_target
+from perdure.cli.target import parse_namespace, parse_target
 
 if TYPE_CHECKING:
     from perdure.api.request import RequestId
@@ -23,13 +23,18 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Clean a stopped runtime up now.")
 @click.argument("runtime", metavar="KIND/NAME", callback=parse_target)
-@options.option("-n", "--namespace", default="default", help="Of the runtime.")
+@options.option(
+    "-n",
+    "--namespace",
+    callback=parse_namespace,
+    help="Of the runtime. Default: that of the kubeconfig's current context.",
+)
 @options.option("--wait/--no-wait", default=True, help="Wait until it is done, or refused.")
 @options.option("--timeout", type=click.FloatRange(1, 86_400), default=600.0, help="Seconds to wait.")
 @options.cluster
 @options.output
 def cleanup(
-    runtime: tuple[Kind, str], namespace: str, wait: bool, timeout: float, kubeconfig: Path | None, output: str
+    runtime: tuple[Kind, str], namespace: str | None, wait: bool, timeout: float, kubeconfig: Path | None, output: str
 ) -> None:
     """Clean a stopped runtime up now instead of when its stoppedTTL is over.
 
@@ -37,7 +42,7 @@ def cleanup(
     stays; desiredState Running brings all of the data back. A runtime that runs is refused: stop it first.
     """
     kind, name = runtime
-    target = _target(kind, namespace, name, timeout)
+    target = _target(kind, namespace or _current_namespace(kubeconfig), name, timeout)
     id_, answer = block_on(_ask(kubeconfig, target, timeout if wait else None))
     shown = f"{kind.value.lower()}/{name}"
     if answer is None:
@@ -54,6 +59,16 @@ def cleanup(
         click.echo(f"{shown}: {'nothing to do' if answer.code else 'cleaned up'}: {answer.message}")
     if answer.outcome != "success":
         raise CommandFailed(f"{shown} was not cleaned up ({answer.code or answer.outcome}): {answer.message}")
+
+
+def _current_namespace(kubeconfig: Path | None) -> str:
+    """As kubectl takes it. Raises `CommandFailed`."""
+    from perdure.kube.access import ClusterSource, NoCluster, current_namespace
+
+    try:
+        return current_namespace(ClusterSource(kubeconfig))
+    except NoCluster as error:
+        raise CommandFailed(str(error)) from error
 
 
 async def _ask(

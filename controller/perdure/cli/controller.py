@@ -27,7 +27,7 @@ CHECKS = ("api", "ledger", "leader", "controller")
 
 
 def run(settings: ControllerSettings) -> None:
-    """Run until a signal, or until leadership is lost. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`, and `LeadershipLost` if another one leads."""
     run_process(settings.common, CHECKS, lambda process: _main(process, settings))
 
 

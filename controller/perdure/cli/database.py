@@ -1,4 +1,5 @@
-"""Where the ledger is: from `--database-url`, its variable or `--database-url-file`; and how a command asks it.
+"""Where the ledger is: from `--database-url`, its variable or `--database-url-file`; how a command asks it, and whether
+it knows what is asked for.
 
 No message here repeats the URL: there is a password in it.
 """
@@ -14,6 +15,7 @@ import click
 from perdure.cli.errors import CommandFailed
 
 if TYPE_CHECKING:
+    from perdure.api.names import Kind
     from perdure.cli.settings import DatabaseUrl
 
 Answer = TypeVar("Answer")
@@ -84,3 +86,20 @@ def ask_ledger(question: Coroutine[Any, Any, Answer]) -> Answer:
         return block_on(question)
     except LedgerUnavailable as error:
         raise CommandFailed(logs.redact(str(error))) from error
+
+
+def require_known(url: str, target: tuple[Kind, str], namespace: str | None) -> None:
+    """There is nothing to show of it: because nothing matches, or because nobody ever heard of it? Raises
+    `CommandFailed`. `namespace` None: any."""
+    from perdure.ledger.history import find_lives
+
+    kind, name = target
+    lives = ask_ledger(find_lives(url, name))
+    if any(life.kind is kind and namespace in (None, life.namespace) for life in lives):
+        return
+    others = sorted({f"{life.kind.short}/{life.name} -n {life.namespace}" for life in lives})
+    hint = f"it knows {', '.join(others[:5])}" if others else "it knows no runtime of that name in any namespace"
+    raise CommandFailed(
+        f"the ledger never heard of {kind.value} {namespace or '*'}/{name}",
+        f"{hint}; check the kind, the name and the namespace (-n), and that this is its cluster's ledger",
+    )

@@ -10,11 +10,10 @@ import click
 
 from perdure.api.names import Kind
 from perdure.cli import options
-from perdure.cli.database import ask_ledger, find_ledger
-from perdure.cli.errors import CommandFailed
+from perdure.cli.database import ask_ledger, find_ledger, require_known
 from perdure.cli.moments import EXAMPLES, moment
 from perdure.cli.operations_view import UNDER_WAY, OperationsView
-from perdure.cli.target import DNS_LABEL, parse_target
+from perdure.cli.target import parse_target
 
 if TYPE_CHECKING:
     from perdure.ledger.history import HistoryQuery, HistoryRow
@@ -41,12 +40,6 @@ _CORRELATION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UID = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
-def _namespace(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
-    if not DNS_LABEL.fullmatch(value):
-        raise click.BadParameter(f"{value!r} cannot be a namespace: 1 to 63 of a-z, 0-9 and '-'; all of them: -A")
-    return value
-
-
 def _uid(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     if value and not _UID.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not (the beginning of) a uid, as the column UID shows it")
@@ -69,8 +62,8 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 
 @click.command(short_help="Show what was done to runtimes.")
 @click.argument("target", metavar="[KIND/NAME]", required=False, callback=parse_target)
-@options.option("-n", "--namespace", default="default", callback=_namespace, help="Of the runtimes.")
-@options.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@options.namespace
+@options.all_namespaces
 @_choices("--op", OPS, "Only these operations; may be repeated.")
 @_choices("--outcome", OUTCOMES, "Only what ended so; may be repeated.")
 @_choices("--source", SOURCES, "Only what these wanted; may be repeated.")
@@ -87,7 +80,12 @@ def _moment(flag: str, meaning: str) -> options.Decorator[Any]:
 @_moment("--until", "Only what was begun before.")
 @options.option("--limit", type=click.IntRange(1, 100_000), default=50, help="Most operations to show.")
 @options.option("-f", "--follow", is_flag=True, help="Oldest first, and go on with what comes, until interrupted.")
-@options.option("--health", is_flag=True, help="What happened to containers by itself, instead of what was done.")
+@options.option(
+    "--health",
+    is_flag=True,
+    help="What happened to containers by itself, instead of what was done. Not with --follow, --op, --outcome, --source "
+    "and --correlation.",
+)
 @options.database
 @options.state_dir
 @options.output
@@ -112,21 +110,21 @@ def history(target: tuple[Kind, str] | None, output: str, follow: bool, health: 
     query = _query(target, given, follow=follow)
     url = find_ledger(given)
     if health:
-        _health(url, query, output, follow=follow)
+        _health(url, query, target, output, follow=follow)
         return
     view = OperationsView(output, names=query.name is None, namespaces=query.namespace is None)
     if follow:
         ask_ledger(_follow(url, query, view))
         return
     rows = ask_ledger(_read(url, query))
-    if not rows and query.name is not None:
-        _require_known(url, query)
+    if not rows and target is not None:
+        require_known(url, target, query.namespace)
     view.all(rows)
     if not rows:
         click.echo(f"Nothing in the history of {query} matches.", err=True)
 
 
-def _health(url: str, query: HistoryQuery, output: str, *, follow: bool) -> None:
+def _health(url: str, query: HistoryQuery, target: tuple[Kind, str] | None, output: str, *, follow: bool) -> None:
     """Raises `UsageError` for what is said of operations alone."""
     from perdure.cli.health_view import print_health
     from perdure.ledger.health_history import read_health
@@ -136,8 +134,8 @@ def _health(url: str, query: HistoryQuery, output: str, *, follow: bool) -> None
             "--health does not go with --follow, --op, --outcome, --source and --correlation: these are of operations."
         )
     rows = ask_ledger(read_health(url, query))
-    if not rows and query.name is not None:
-        _require_known(url, query)
+    if not rows and target is not None:
+        require_known(url, target, query.namespace)
     print_health(rows, output, names=query.name is None, namespaces=query.namespace is None)
     if not rows:
         click.echo(f"Nothing in the health history of {query} matches.", err=True)
@@ -167,21 +165,6 @@ def _query(target: tuple[Kind, str] | None, given: dict[str, Any], *, follow: bo
         correlation=given["correlation"],
         since=since,
         until=until,
-    )
-
-
-def _require_known(url: str, query: HistoryQuery) -> None:
-    """There is nothing to show: because nothing matches, or because nobody ever heard of it? Raises `CommandFailed`."""
-    from perdure.ledger.history import find_lives
-
-    lives = ask_ledger(find_lives(url, query.name or ""))
-    if any(life.kind is query.kind and query.namespace in (None, life.namespace) for life in lives):
-        return
-    others = sorted({f"{life.kind.short}/{life.name} -n {life.namespace}" for life in lives})
-    hint = f"it knows {', '.join(others[:5])}" if others else "it knows no runtime of that name in any namespace"
-    raise CommandFailed(
-        f"the ledger never heard of {query}",
-        f"{hint}; check the kind, the name and the namespace (-n), and that this is its cluster's ledger",
     )
 
 

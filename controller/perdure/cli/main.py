@@ -28,7 +28,10 @@ _COMMANDS = {
         "Show everything at a glance: phases, failures, what is under way, due and stuck, archives.",
     ),
     "cleanup": ("perdure.cli.cleanup", "Clean a stopped runtime up now; its data is archived first."),
-    "archive": ("perdure.cli.archive", "Look after archives: enter what the stores hold into the ledger again."),
+    "archive": (
+        "perdure.cli.archive",
+        "Look after archives: ls lists them, reindex enters what the stores hold into the ledger again.",
+    ),
     "nodes": ("perdure.cli.nodes", "Show the nodes, and data on them that no object claims; lift a freeze."),
     "version": ("perdure.cli.version", "Show the version."),
 }

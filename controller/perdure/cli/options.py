@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from perdure.cli.target import parse_namespace
+
 if TYPE_CHECKING:
     from perdure.plan.allotment import PortRange
 
@@ -29,9 +31,10 @@ _ENGINE_NAMESPACE = re.compile(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*")
 
 
 def option(*flags: str, envvar: list[str] | None = None, **settings: Any) -> Decorator[Any]:
-    """`click.option` with its `PERDURE_*` variable, both shown in `--help`."""
+    """`click.option` with its `PERDURE_*` variable, both shown in `--help`. That of `--wait/--no-wait` is PERDURE_WAIT, 0
+    or 1."""
     long = next(flag for flag in flags if flag.startswith("--"))
-    own = f"PERDURE_{long[2:].upper().replace('-', '_')}"
+    own = f"PERDURE_{long[2:].partition('/')[0].upper().replace('-', '_')}"
     settings.setdefault("show_default", True)
     return click.option(*flags, envvar=[own, *(envvar or [])], show_envvar=True, **settings)
 
@@ -116,6 +119,15 @@ _FOLDER = click.Path(path_type=Path, file_okay=False, resolve_path=True)
 output = option(
     "-o", "--output", type=click.Choice(OUTPUTS), default="table", help="How to print it; json has every field."
 )
+
+namespace = option(
+    "-n",
+    "--namespace",
+    default="default",
+    callback=parse_namespace,
+    help="Of the runtimes. Contexts of a kubeconfig are not looked at: what is read is the ledger.",
+)
+all_namespaces = option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
 
 cluster = option(
     "--kubeconfig",

@@ -88,6 +88,7 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     """From here on it is a process with a log: an unexpected error ends it with its traceback, not with one line."""
     from perdure.cli.errors import CommandFailed
+    from perdure.cli.settings import ControllerSettings
     from perdure.kube.access import NoCluster
     from perdure.kube.heartbeat import NodeNameTaken
     from perdure.kube.lease import LeadershipLost
@@ -96,7 +97,8 @@ def _run(run: Callable[[Settings], None], settings: Settings) -> None:
     from perdure.telemetry.health import AddressInUse
 
     sys.excepthook = sys.__excepthook__
-    logs.configure(settings.common.log_level, settings.common.log_format)
+    node = None if isinstance(settings, ControllerSettings) else settings.node.name
+    logs.configure(settings.common.log_level, settings.common.log_format, node=node)
     try:
         run(settings)
     except (PortError, NoCluster, AddressInUse, LeadershipLost, NodeNameTaken) as error:

@@ -38,7 +38,7 @@ log = structlog.get_logger(__name__)
 
 
 def run(settings: StandaloneSettings) -> None:
-    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`."""
+    """Run until a signal. Raises `PortError`, `NoCluster`, `AddressInUse`, `LeadershipLost`, `NodeNameTaken`."""
     node = settings.node
     with NodeLock(node.state_dir, node.containerd_address, node.engine_namespace, lock_dir=node.run_dir):
         run_process(settings.common, CHECKS, lambda process: _main(process, settings))

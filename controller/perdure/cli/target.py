@@ -17,6 +17,12 @@ _KINDS = {
 _KNOWN_KINDS = ", ".join(f"{kind.short} ({kind.value})" for kind in Kind)
 
 
+def parse_namespace(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not DNS_LABEL.fullmatch(value):
+        raise click.BadParameter(f"{value!r} cannot be a namespace: 1 to 63 of a-z, 0-9 and '-'")
+    return value
+
+
 def parse_target(_ctx: click.Context, _param: click.Parameter, value: str | None) -> tuple[Kind, str] | None:
     """`br/ada`, `botruntime/ada`, `BotRuntime/ada`, or as `kubectl -o name` prints it: `botruntime.perdure.dev/ada`."""
     if value is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @options.database
 @options.state_dir
 @options.cluster
-@options.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="How to print it.")
+@options.output
 def top(output: str, kubeconfig: Path | None, **given: Any) -> None:
     """Show runtimes by phase, what failed in the last 24 hours, what is under way for longest, what is cleaned up next, who
     waits for a person, what the stores of each node hold, and data of runtimes that were given up.
@@ -35,7 +35,7 @@ def top(output: str, kubeconfig: Path | None, **given: Any) -> None:
       watch -n 5 perdure top
 
     Most of it is what the ledger knows, which is what agents wrote to it. What is cleaned up next and who waits is read
-    from the cluster, if there is one to be read. For nodes see perdure nodes.
+    from the cluster, if there is one to be read. For nodes see perdure nodes. -o wide shows what -o table does.
     """
     from perdure.cli.prospects import read_prospects
     from perdure.ledger.overview import read_overview

@@ -18,6 +18,8 @@ from kubernetes.aio.client import Configuration
 
 SERVICE_HOST = "KUBERNETES_SERVICE_HOST"
 """Set in every container of a Pod by the kubelet."""
+OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+"""Where a Pod finds the name of its namespace."""
 
 
 _BROKEN = (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError)
@@ -66,16 +68,36 @@ class Access:
         return context
 
 
+def current_namespace(source: ClusterSource) -> str:
+    """The namespace that kubectl would take where none is given: that of the context, else of the Pod that we run in,
+    else `default`. Raises `NoCluster`."""
+    path, found = _kubeconfig(source)
+    if not found:
+        in_pod = not source.kubeconfig and not os.environ.get("KUBECONFIG") and OWN_NAMESPACE.exists()
+        return OWN_NAMESPACE.read_text().strip() if in_pod else "default"
+    try:
+        contexts, active = kube_config.list_kube_config_contexts(config_file=path)
+        chosen = next((it for it in contexts if it["name"] == source.context), None) if source.context else active
+        return str((chosen or {}).get("context", {}).get("namespace") or "default")
+    except (kube_config.ConfigException, *_BROKEN) as error:
+        raise NoCluster(f"the kubeconfig {path} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def _kubeconfig(source: ClusterSource) -> tuple[str, bool]:
+    """The path (or paths) of the kubeconfig, and whether there is one."""
+    path = str(source.kubeconfig or os.environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
+    return path, any(Path(part).exists() for part in path.split(os.pathsep))
+
+
 async def load_access(source: ClusterSource) -> Access:
     """Read the configuration. Raises `NoCluster`."""
     configuration = Configuration()
     chosen = source.kubeconfig or os.environ.get("KUBECONFIG")
-    path = chosen or Path.home() / ".kube" / "config"
-    files = [Path(part) for part in str(path).split(os.pathsep)]
+    path, found = _kubeconfig(source)
     try:
-        if any(file.exists() for file in files):
+        if found:
             await kube_config.load_kube_config(
-                config_file=str(path),
+                config_file=path,
                 context=source.context,
                 client_configuration=configuration,
                 persist_config=False,

@@ -61,7 +61,7 @@ class EventRecorder:
                 await self._create(runtime, said)
         except (ApiUnavailable, ApiRefused) as error:
             self._count_lost()
-            log.info("event lost", runtime=runtime.key, uid=runtime.uid, reason=reason, error=str(error))
+            log.info("event_lost", runtime=runtime.key, uid=runtime.uid, reason=reason, error=str(error))
 
     async def _count_up(self, runtime: Runtime, said: _Said) -> bool:
         known = self._written.get(said)

@@ -71,7 +71,7 @@ class NodeHeartbeat:
             await self.beat()
             return
         token = first["metadata"]["resourceVersion"]
-        log.info("node lease held by another id", node=self._node, holder=holder_of(first), waiting=self._duration)
+        log.info("node_lease_held_by_another_id", node=self._node, holder=holder_of(first), waiting=self._duration)
         until = self._now() + self._duration
         while self._now() < until:
             await asyncio.sleep(min(self._renew_every, self._duration / 4))
@@ -100,7 +100,7 @@ class NodeHeartbeat:
             try:
                 await self.beat()
             except ApiUnavailable as error:
-                log.warning("node lease not renewed", node=self._node, error=str(error))
+                log.warning("node_lease_not_renewed", node=self._node, error=str(error))
 
     async def _read(self) -> Json | None:
         try:

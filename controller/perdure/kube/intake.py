@@ -89,7 +89,7 @@ def node_watch(seen_by: Callable[[RuntimeNode], None], name: NodeName | None = N
 
     def left(raw: Mapping[str, Any]) -> Callable[[], None]:
         node = parse_node(raw)
-        return lambda: log.info("runtime node deletion seen", node=node.name)
+        return lambda: log.info("node_deletion_seen", node=node.name)
 
     return Watch(NODE_PLURAL, seen, left, fields=f"metadata.name={name}" if name is not None else "")
 
@@ -103,7 +103,7 @@ def archive_watch(seen_by: Callable[[ArchiveObject], None]) -> Watch:
 
     def left(raw: Mapping[str, Any]) -> Callable[[], None]:
         archive = parse_archive(raw)
-        return lambda: log.info("runtime archive unlisted", namespace=archive.namespace, archive=archive.name)
+        return lambda: log.info("archive_unlisted", namespace=archive.namespace, archive=archive.name)
 
     return Watch(ARCHIVE_PLURAL, seen, left)
 
@@ -145,7 +145,7 @@ class Intake:
             if time.monotonic() - started > LONGEST_PAUSE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             self.restarts += 1
-            log.warning("intake ended; it is started again", role=self._role, why=why, restarts=self.restarts)
+            log.warning("intake_restarted", role=self._role, why=why, restarts=self.restarts)
             await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
@@ -189,7 +189,7 @@ class Intake:
                 call = deliver(event["object"])
             except (KeyError, ValueError) as error:
                 self.unreadable += 1
-                log.error("object not readable", resource=watch.plural, error=f"{type(error).__name__}: {error}")
+                log.error("object_not_readable", resource=watch.plural, error=f"{type(error).__name__}: {error}")
             else:
                 hand_over(call)
 

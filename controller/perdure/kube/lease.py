@@ -99,7 +99,7 @@ class LeaderLease:
                     self._held = await self._write(lease, max(_transitions(lease), above) + 1)
                 elif holder_of(lease) != waiting_for:
                     waiting_for = holder_of(lease)
-                    log.info("waiting to lead", lease=self._name, holder=waiting_for)
+                    log.info("waiting_to_lead", lease=self._name, holder=waiting_for)
             except ApiRefused as refused:
                 if refused.code != 409:
                     raise ApiUnavailable(
@@ -107,7 +107,7 @@ class LeaderLease:
                     ) from refused
             except ApiUnavailable as error:
                 watch.forgive(self._now())
-                log.warning("leader lease not reachable", lease=self._name, error=str(error))
+                log.warning("leader_lease_not_reachable", lease=self._name, error=str(error))
             if self._held is not None:
                 epoch = _transitions(self._held)
                 log.info("leading", lease=self._name, holder=self._holder, epoch=epoch)
@@ -125,7 +125,7 @@ class LeaderLease:
                 async with asyncio.timeout(min(left, self._timing.duration)):
                     await self._renew()
             except (ApiUnavailable, TimeoutError) as error:
-                log.warning("leader lease not renewed", lease=self._name, error=str(error))
+                log.warning("leader_lease_not_renewed", lease=self._name, error=str(error))
 
     async def release(self) -> None:
         """Let the next one lead at once. Best effort: if it fails, the Lease expires."""
@@ -136,7 +136,7 @@ class LeaderLease:
         try:
             await self._client.put(paths.lease(self._name), f"releasing lease {self._name}", body)
         except (ApiRefused, ApiUnavailable) as error:
-            log.info("leader lease not released", lease=self._name, error=str(error))
+            log.info("leader_lease_not_released", lease=self._name, error=str(error))
 
     def _may_take(self, lease: Json, watch: LeaseWatch) -> bool:
         watch.see(lease["metadata"]["resourceVersion"], self._now())

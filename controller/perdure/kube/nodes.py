@@ -1,6 +1,6 @@
 """RuntimeNodes: the agent's report of its node, and the controller's view of all nodes with who is alive.
 
-Liveness is a Lease (`lease.py`), not a field here: a heartbeat in a status would wake every watcher each time.
+Liveness is a Lease (`heartbeat.py`), not a field here: a heartbeat in a status would wake every watcher each time.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class NodeReporter:
             "metadata": {"name": name, "labels": default_labels(name)},
             "spec": {},
         }
-        log.info("runtime node created", node=name)
+        log.info("node_created", node=name)
         return parse_node(await self._client.post(paths.nodes(), what, body))
 
 
@@ -181,7 +181,7 @@ class NodeCache:
                 await self.refresh()
             except ApiUnavailable as error:
                 self._forgive()
-                log.warning("runtime nodes not listed", error=str(error))
+                log.warning("nodes_not_listed", error=str(error))
             await asyncio.sleep(POLL_SECONDS * random.uniform(0.9, 1.1))
 
     def _replace(self, nodes: dict[NodeName, RuntimeNode], renewals: dict[NodeName, str]) -> None:

@@ -76,7 +76,7 @@ class Resync:
             try:
                 report = await self.once()
             except ApiUnavailable as error:
-                log.warning("resync not possible", error=str(error))
+                log.warning("resync_not_possible", error=str(error))
             else:
                 log.debug("resynced", known=report.known, listed=report.listed, missing=len(report.missing))
 

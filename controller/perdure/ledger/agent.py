@@ -74,6 +74,7 @@ class PostgresAgentLedger:
                 quarantined=row["quarantined"],
                 named=catalogue.archive_facts(row["named"]) if row["named"] else None,
                 unarchived=tuple(Uid(uid) for uid in row["unarchived"]),
+                given_up=tuple(Uid(uid) for uid in row["given_up"]),
                 put_away=catalogue.archive_facts(row["put_away"]) if row["put_away"] else None,
                 unfinished=tuple(OperationId(id_) for id_ in row["unfinished"]),
                 purgeable=tuple(row["purgeable"]),

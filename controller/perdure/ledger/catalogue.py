@@ -246,6 +246,11 @@ SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapsho
                                    AND COALESCE(held.put_away_at, held.removing_at) IS NOT NULL
                                    AND held.snapshot_key = other.snapshot_key)
               ORDER BY other.created_at, other.uid) AS unarchived,
+       ARRAY(SELECT other.uid FROM runtimes AS other
+              WHERE other.installation = %(installation)s AND other.namespace_uid = %(namespace_uid)s
+                AND other.kind = %(kind)s AND other.name = %(name)s AND other.uid <> %(uid)s
+                AND other.force_released_at IS NOT NULL AND other.released_at IS NULL
+              ORDER BY other.created_at, other.uid) AS given_up,
        ARRAY(SELECT forgotten.id FROM operations AS forgotten
               WHERE forgotten.installation = %(installation)s AND forgotten.uid = %(uid)s
                 AND forgotten.finished_at IS NULL AND forgotten.started_at IS NOT NULL

@@ -61,13 +61,9 @@ async def migrate(database: Database) -> None:
     await database.run("bringing the ledger's schema up to date", _migrate)
 
 
-async def check_schema(database: Database) -> None:
-    """Raises `LedgerUnavailable` unless the schema is the one that this program was written for."""
-    await database.run("reading the version of the ledger's schema", admit)
-
-
 async def admit(connection: Connection) -> None:
-    """The same of one connection: what an agent's `Database` asks of each."""
+    """What an agent's `Database` asks of each connection. Raises `LedgerUnavailable` unless the schema is the one that this
+    program was written for."""
     if missing := _missing(await _applied(connection)):
         raise LedgerUnavailable(
             f"reading the version of the ledger's schema: migration {missing[0].version} is not applied; start the "

@@ -200,7 +200,7 @@ class CniSandbox:
                 return await self._client.add(network, attachment)
             except CniError as error:
                 verdict = classify(error)
-                log.info("network_add_failed", container=attachment.container_id, kind=verdict.kind.value)
+                log.info("network_add_failed", uid=attachment.container_id, kind=verdict.kind.value)
                 try:
                     await self._delete(network, attachment)
                 except SandboxFailed as undoing:

@@ -9,7 +9,7 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState, RestorePolicy
 from perdure.plan.certainty import Present
-from perdure.plan.data_source import Fresh, FromArchive, Undecided, choose
+from perdure.plan.data_source import Fresh, FromArchive, Undecided, choose, way_on
 from perdure.plan.requests import is_halted
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.steps import (
@@ -220,7 +220,7 @@ def workspace_is_where_it_was(scene: Scene) -> Plan | None:
             return scene.block(
                 Reason.RESTORE_PENDING,
                 f"archive {found.gate} was being restored into {found.key}, and the node's journal does not know of it: "
-                "nothing is started on half of it. To go on from the archive, delete the object and create it again",
+                f"nothing is started on half of it. {way_on(scene.runtime)}",
             )
         if not workspace.prepared:
             seen = replace(scene.record, workspace=replace(workspace, prepared=True))
@@ -234,7 +234,7 @@ def workspace_is_where_it_was(scene: Scene) -> Plan | None:
         return scene.block(
             Reason.DATA_MISSING,
             f"snapshot {workspace.key} held this runtime's data and is not on the engine any more. Nothing is started "
-            "on fresh data. To go on from the last archive, delete the object and create it again",
+            f"on fresh data. {way_on(scene.runtime)}",
         )
     never_made = replace(scene.record, workspace=None)
     return scene.do(Note(never_made, "the snapshot was never made"))

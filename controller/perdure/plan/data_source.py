@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from perdure.api.conditions import Reason
+from perdure.api.names import ANNOTATION_FORCE_RELEASE
 from perdure.api.phases import Phase
 from perdure.api.runtime import RestorePolicy, Runtime
 from perdure.plan.certainty import Certain, Present
@@ -46,7 +47,7 @@ def choose(runtime: Runtime, ledger: Certain[LedgerFacts]) -> Choice:
     if isinstance(ledger, Present) and ledger.it.released:
         return Undecided(Reason.IDENTITY_CHANGED, LIFE_IS_OVER, Phase.BLOCKED)
     if runtime.status.snapshot_key is not None:
-        return _missing(runtime.status.snapshot_key, "its status")
+        return _missing(runtime, runtime.status.snapshot_key, "its status")
     match ledger:
         case Present(it=facts):
             return _choose_knowing(runtime, facts)
@@ -62,7 +63,7 @@ def choose(runtime: Runtime, ledger: Certain[LedgerFacts]) -> Choice:
 
 def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
     if facts.data_seen is not None:
-        return _missing(facts.data_seen, "the ledger")
+        return _missing(runtime, facts.data_seen, "the ledger")
     restore = runtime.spec.restore
     match restore.policy:
         case RestorePolicy.NONE:
@@ -78,15 +79,24 @@ def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
             return _if_here(runtime, facts.named)
         case RestorePolicy.LATEST:
             if facts.unarchived:
-                return Undecided(
-                    Reason.ORPHAN_PENDING,
-                    f"data of an earlier {runtime.kind} {runtime.name} (uid {facts.unarchived[0]}) is not archived "
-                    "yet; it is waited for. restore.policy: None starts without it",
-                    Phase.PENDING,
-                )
+                return Undecided(Reason.ORPHAN_PENDING, _unarchived(runtime, facts), Phase.PENDING)
             if facts.quarantined is not None and (facts.latest is None or facts.quarantined > facts.latest.sequence):
                 return _only_older(runtime, facts.quarantined, facts.latest)
             return _if_here(runtime, facts.latest) if facts.latest is not None else Fresh()
+
+
+def _unarchived(runtime: Runtime, facts: LedgerFacts) -> str:
+    """What is waited for, which may be for ever, and how to go on without it."""
+    given_up = [uid for uid in facts.unarchived if uid in facts.given_up]
+    uid = given_up[0] if given_up else facts.unarchived[0]
+    earlier = f"data of an earlier {runtime.kind} {runtime.name} (uid {uid})"
+    ways = "restore.policy: None to start on fresh data"
+    if facts.latest is not None:
+        last = archive_name(facts.latest)
+        ways = f"restore.policy: Archive with restore.archive: {last} to go on from the last archive, or {ways}"
+    if given_up:
+        return f"{earlier} was released by force before it was archived, and nothing will archive it. Set {ways}"
+    return f"{earlier} is not archived yet; it is waited for. Not to wait, set {ways}"
 
 
 def _only_older(runtime: Runtime, bad: int, latest: ArchiveFacts | None) -> Undecided:
@@ -114,10 +124,25 @@ def _if_here(runtime: Runtime, archive: ArchiveFacts) -> Choice:
     )
 
 
-def _missing(key: str, witness: str) -> Undecided:
+def way_on(runtime: Runtime) -> str:
+    """What a person does, in this order, to go on without data that is lost, and without losing an archive by it.
+
+    A deletion alone would wait for the data; one that was released by force waits for nothing and leaves a life behind
+    that is never archived, which `restore.policy: Latest` would wait for.
+    """
+    it = f"{runtime.kind.short} {runtime.name} -n {runtime.namespace}"
+    return (
+        f"To go on from an archive: 1. `kubectl get runtimearchives -n {runtime.namespace}` shows what is kept. "
+        f"2. `kubectl annotate {it} {ANNOTATION_FORCE_RELEASE}=data-is-missing` and then `kubectl delete {it}` let this "
+        "object go, and keep every archive. 3. Create it again with restore.policy: Archive and restore.archive: NAME "
+        "(or with restore.policy: None, to start on fresh data). deletionPolicy: Purge would remove the archives, too"
+    )
+
+
+def _missing(runtime: Runtime, key: str, witness: str) -> Undecided:
     return Undecided(
         Reason.DATA_MISSING,
         f"{witness} shows that this runtime had data (snapshot {key}), and it is not on this node. Nothing is started "
-        "on fresh data. To go on from the last archive, delete the object and create it again",
+        f"on fresh data. {way_on(runtime)}",
         Phase.BLOCKED,
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from perdure.api.conditions import ConditionType, Reason, Truth
-from perdure.api.names import Uid
+from perdure.api.names import ANNOTATION_FORCE_RELEASE, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan import data, first_rules, proof
 from perdure.plan.certainty import Present
 from perdure.plan.drift import plan_absent
+from perdure.plan.failures import phase_after
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
 from perdure.plan.scene import Rule, Scene
 from perdure.plan.steps import (
@@ -161,7 +162,7 @@ def _failed_lately(scene: Scene) -> Plan | None:
     if failure is None or scene.now >= failure.retry_at:
         return None
     scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, failure.reason, failure.message)
-    phase = Phase.BLOCKED if failure.blocks_data else _phase(scene)
+    phase = phase_after(failure, _phase(scene), spec_is_read=False)
     return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)
 
 
@@ -318,9 +319,14 @@ def _let_go(scene: Scene, message: str) -> Plan:
 
 
 def _missing(scene: Scene, key: str) -> Plan:
+    runtime = scene.runtime
+    it = f"{runtime.kind.short} {runtime.name} -n {runtime.namespace}"
     message = (
-        f"snapshot {key} held this runtime's data and is not on the engine any more, so it cannot be archived. To give "
-        "it up, set spec.deletionPolicy: Purge, or annotate perdure.dev/force-release with a reason"
+        f"snapshot {key} held this runtime's data and is not on the engine any more, so it cannot be archived. "
+        f"`kubectl annotate {it} {ANNOTATION_FORCE_RELEASE}=data-is-missing` lets the object go and keeps every archive: "
+        "created again with restore.policy: Archive and restore.archive: NAME it goes on from one, and `kubectl get "
+        f"runtimearchives -n {runtime.namespace}` shows which there are. spec.deletionPolicy: Purge lets it go, too, and "
+        f"removes every archive of {runtime.kind} {runtime.name} that is not marked retain: true"
     )
     scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, Reason.DATA_MISSING, message)
     return scene.block(Reason.DATA_MISSING, message)

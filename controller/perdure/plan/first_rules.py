@@ -9,6 +9,7 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState
 from perdure.plan.certainty import Unknown
 from perdure.plan.data_source import LIFE_IS_OVER
+from perdure.plan.failures import phase_after
 from perdure.plan.network import is_about_network
 from perdure.plan.scene import Scene
 from perdure.plan.steps import (
@@ -74,14 +75,8 @@ def failed_lately(scene: Scene) -> Plan | None:
     if cleaning_up:
         scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, failure.reason, failure.message)
     if failure.blocks_data:
-        phase = Phase.BLOCKED
         scene.draft.set(ConditionType.DATA_READY, Truth.FALSE, failure.reason, failure.message)
-    elif failure.user_error:
-        phase = Phase.FAILED
-    elif cleaning_up or _is_down(scene):
-        phase = Phase.STOPPED
-    else:
-        phase = scene.transient
+    phase = phase_after(failure, Phase.STOPPED if cleaning_up or _is_down(scene) else scene.transient)
     if failure.reason in _IMAGE_REASONS:
         scene.draft.set(ConditionType.IMAGE_READY, Truth.FALSE, failure.reason, failure.message)
     return scene.wait(failure.reason, failure.message, until=failure.retry_at, phase=phase)

@@ -34,7 +34,7 @@ from perdure.plan.world import (
     Workspace,
 )
 
-ENGINE_RETRY_SECONDS = 5.0
+SANDBOX_RETRY_SECONDS = 5.0
 
 
 def process_ended(scene: Scene) -> Plan | None:
@@ -194,7 +194,7 @@ def task_runs(scene: Scene) -> Plan | None:
         return scene.wait(Reason.BACK_OFF, message, until=record.next_start_at, phase=Phase.CREATING)
     sandbox = scene.world.observed.sandbox
     if isinstance(sandbox, Unknown):
-        return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + ENGINE_RETRY_SECONDS)
+        return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + SANDBOX_RETRY_SECONDS)
     op, source = _way_up(scene)
     missing = sandbox_if_missing(scene)
     if missing and task is None:

@@ -1,7 +1,7 @@
-"""The stage on which the rules play: one look at a runtime, and the three kinds of answers that a rule can give.
+"""The stage on which the rules play: one look at a runtime, and the kinds of answers that a rule can give.
 
-Rules are functions from a Scene to a Plan or None ("nothing to say"); each file of rules covers one concern, and
-`planner` says in which order they are asked.
+Rules are functions from a Scene to a Plan or None ("nothing to say"); each file of rules covers one concern. `wanted` says
+in which order they are asked of an object that is to live, `deletion` of one that is being deleted or gone.
 """
 
 from __future__ import annotations

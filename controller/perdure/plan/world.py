@@ -181,6 +181,8 @@ class LedgerFacts:
     """The archive that `restore.archive` names, in this namespace."""
     unarchived: tuple[Uid, ...] = ()
     """Other lives of the identity whose data is known and neither archived nor purged."""
+    given_up: tuple[Uid, ...] = ()
+    """Those of the identity that were released by force: what of theirs is not archived never will be."""
     put_away: ArchiveFacts | None = None
     """What the newest data of this uid was archived as before it was removed from the node, or before its removal was
     announced: the data is in it if the snapshot is gone."""
@@ -392,7 +394,7 @@ Desired = Wanted | Terminating | Gone | Unseen
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The last attempt at this runtime failed. Kept in memory by the worker until a success or a new generation."""
+    """The last attempt at this runtime failed. Kept in memory until a success or a new generation."""
 
     reason: Reason
     message: str

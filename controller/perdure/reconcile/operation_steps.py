@@ -19,6 +19,7 @@ from perdure.plan.steps import Answer, Begin, CloseForgotten, Dispose, Finish, N
 from perdure.plan.world import Code, Op, OpenOperation, Outcome, Record, Source, Terminating, Wanted, World
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.health_rows import tell, told
+from perdure.reconcile.operation_rows import End, finished
 from perdure.reconcile.ports.errors import LeaseBusy
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 
@@ -97,20 +98,7 @@ class OperationSteps:
         operation = record.operation
         if operation is None:
             return
-        workspace = record.workspace
-        row = OperationFinished(
-            id=operation.id,
-            ref=ref,
-            at=self._now(),
-            outcome=step.outcome,
-            after=step.after,
-            error_code=step.code.value,
-            message=step.message,
-            snapshot_key=workspace.key if workspace and workspace.prepared else None,
-            image=workspace.image if workspace else "",
-            numbered_from=record.numbered_from,
-            n=record.operations,
-        )
+        row = finished(record, operation.id, End(self._now(), step.outcome, step.after, step.code.value, step.message))
         closed = replace(
             record,
             operation=None,
@@ -161,7 +149,7 @@ class OperationSteps:
         started = OperationStarted(
             id_, ref, Op.DISPOSE, source, at, before, image, correlation(world, source, request=None)
         )
-        finished = OperationFinished(
+        disposed = OperationFinished(
             id_,
             ref,
             at,
@@ -171,7 +159,7 @@ class OperationSteps:
             numbered_from=since,
             n=record.operations + 1,
         )
-        await self._hands.journal.commit(forget=ref.uid, rows=(started, finished))
+        await self._hands.journal.commit(forget=ref.uid, rows=(started, disposed))
         self._hands.outbox.poke()
         log.info("record_disposed", runtime=str(ref), uid=ref.uid, message=step.message)
 
@@ -188,21 +176,9 @@ class OperationSteps:
         id_ = request_operation_id(ref.uid, answer.id)
         image = _image_of(record, world)
         started = OperationStarted(id_, ref, Op.CLEANUP, Source.ADMIN_CLI, at, record.phase, image, answer.id)
-        workspace = record.workspace
-        finished = OperationFinished(
-            id=id_,
-            ref=ref,
-            at=at,
-            outcome=answer.outcome,
-            after=record.phase or Phase.PENDING,
-            error_code=answer.code.value,
-            message=answer.message,
-            snapshot_key=workspace.key if workspace and workspace.prepared else None,
-            image=image,
-            numbered_from=record.numbered_from,
-            n=record.operations,
-        )
-        await self._hands.journal.commit(put=replace(record, last_request=answer), rows=(started, finished))
+        end = End(at, answer.outcome, record.phase or Phase.PENDING, answer.code.value, answer.message)
+        rows = (started, finished(record, id_, end, image))
+        await self._hands.journal.commit(put=replace(record, last_request=answer), rows=rows)
         self._hands.outbox.poke()
         log.info(
             "request_answered",

@@ -13,20 +13,21 @@ from dataclasses import dataclass, replace
 import structlog
 
 from perdure.api.names import Uid
-from perdure.api.phases import Phase
 from perdure.api.runtime import Runtime, RuntimeStatus
 from perdure.plan.certainty import Unknown
-from perdure.plan.operations import DURABLE, TRANSIENT_PHASE
+from perdure.plan.failures import phase_told
+from perdure.plan.operations import DURABLE
 from perdure.plan.planner import plan
 from perdure.plan.steps import Answer, Begin, Finish, Note, Plan, Step
-from perdure.plan.world import Op, Outcome, Record, Terminating, Wanted, World
+from perdure.plan.world import Op, Outcome, Terminating, Wanted, World
 from perdure.reconcile.asking import target_of
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
+from perdure.reconcile.operation_rows import End, finished
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.cluster import Cluster, Objects
 from perdure.reconcile.ports.errors import LeaseBusy, PortError, StatusConflict
-from perdure.reconcile.ports.journal import Journal, OperationFinished
+from perdure.reconcile.ports.journal import Journal
 from perdure.reconcile.probe import Probe
 from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
@@ -173,21 +174,9 @@ class Reconciler:
         if record is None or record.operation is None or record.operation.op in DURABLE:
             return
         operation = record.operation
-        after = _phase_after(record, error)
-        workspace = record.workspace
-        row = OperationFinished(
-            id=operation.id,
-            ref=ref,
-            at=loop.now(),
-            outcome=Outcome.FAILURE,
-            after=after,
-            error_code=error.reason.value,
-            message=str(error)[:1024],
-            snapshot_key=workspace.key if workspace is not None and workspace.prepared else None,
-            image=workspace.image if workspace is not None else "",
-            numbered_from=record.numbered_from,
-            n=record.operations,
-        )
+        after = phase_told(failure, record)
+        end = End(loop.now(), Outcome.FAILURE, after, failure.reason.value, failure.message[:1024])
+        row = finished(record, operation.id, end)
         try:
             await loop.journal.commit(put=replace(record, operation=None, phase=after), rows=(row,))
         except PortError as journal_error:
@@ -247,14 +236,3 @@ _BACKGROUND: set[asyncio.Future[None]] = set()
 
 def _runtime(world: World) -> Runtime | None:
     return world.desired.runtime if isinstance(world.desired, Wanted | Terminating) else None
-
-
-def _phase_after(record: Record, error: PortError) -> Phase:
-    if error.blocks_data:
-        return Phase.BLOCKED
-    if error.user_error:
-        return Phase.FAILED
-    if record.running:
-        return Phase.RUNNING
-    operation = record.operation
-    return record.phase or (TRANSIENT_PHASE[operation.op] if operation else Phase.PENDING)

@@ -1,8 +1,8 @@
 """How log lines look and where they go. Each process calls `configure` once, before anything else logs.
 
 One line is one event with key=value fields. Ids are always under the same names (`runtime`, `uid`, `node`, `op`,
-`step`), also in lines that kopf writes, so that `uid=…` finds one runtime's whole story. INFO tells that story to a
-person; DEBUG is for whoever changes the code. Secrets never leave: see `redact`.
+`step`), where a line has them, also in lines that kopf writes, so that `uid=…` finds one runtime's whole story. INFO tells
+that story to a person; DEBUG is for whoever changes the code. Secrets never leave: see `redact`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,15 @@ def redact(text: str) -> str:
     return _KEYWORD_PASSWORD.sub(rf"\g<1>{REDACTED}", text)
 
 
-def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.AUTO, stream: TextIO | None = None) -> None:
-    """Send structlog's and the standard library's lines to `stream` (standard error) in one form.
+def configure(
+    level: LogLevel = LogLevel.INFO,
+    form: LogFormat = LogFormat.AUTO,
+    stream: TextIO | None = None,
+    *,
+    node: str | None = None,
+) -> None:
+    """Send structlog's and the standard library's lines to `stream` (standard error) in one form. `node`: in every line of
+    every thread that does not name another one.
 
     May be called again: the last call counts.
     """
@@ -69,6 +76,7 @@ def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.AUTO,
     console = form is LogFormat.CONSOLE or (form is LogFormat.AUTO and stream.isatty())
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
+        *_naming(node),
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.PositionalArgumentsFormatter(),
@@ -99,6 +107,14 @@ def configure(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.AUTO,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
+
+
+def _naming(node: str | None) -> list[Processor]:
+    def name(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event.setdefault("node", node)
+        return event
+
+    return [] if node is None else [name]
 
 
 def _renderer(console: bool, *, colors: bool) -> list[Processor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tests.integration.ledger.samples import NAME_A, NODE_A, NODE_B, TTL, archived, ref
+from tests.integration.ledger.samples import NAME_A, NODE_A, NODE_B, TTL, archived, finished, ref
 
 from perdure.api.names import InstallationId
 from perdure.cli.blocking import block_on
@@ -24,6 +24,7 @@ async def fill(url: str) -> None:
         await migrate(database)
         ledger = PostgresAgentLedger(database, CLUSTER, NODE_A)
         await PostgresControllerLedger(database, CLUSTER).bind(ref(), NAME_A, NODE_A, "image:1")
+        await ledger.apply([finished(ref("fresh", name="fresh"))], NAME_A)
         lease = await ledger.acquire("key", TTL)
         for n in range(3):
             await archived(ledger, ref(), lease, f"operation-{n}")
@@ -57,6 +58,19 @@ def test_a_person_sees_state_size_and_node(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_what_there_is_none_of_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["archive", "ls", "gr/bot", "-n", "team-a"]) == 0
+    assert main(["archive", "ls", "-n", "team-b"]) == 0
     printed = capsys.readouterr()
-    assert (printed.out, printed.err) == ("", "The catalogue has no such archive.\n")
+    assert (printed.out, printed.err) == ("", "No archive of anything in the namespace team-b is known.\n")
+    assert main(["archive", "ls", "br/fresh", "-n", "team-a"]) == 0
+    assert capsys.readouterr().err == "No archive of BotRuntime/fresh in the namespace team-a is known.\n"
+
+
+@pytest.mark.parametrize("arguments", [["gr/bot", "-n", "team-a"], ["br/typo", "-A"], ["br/bot"]])
+def test_a_name_that_was_never_heard_of_is_an_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["archive", "ls", *arguments]) == 1
+    assert "never heard of" in capsys.readouterr().err
+
+
+def test_what_cannot_be_a_namespace_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["archive", "ls", "-n", "Foo Bar"]) == 2
+    assert "cannot be a namespace" in capsys.readouterr().err

@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 from tests.contract.test_cluster_contract import facts_of
 from tests.integration.kube.conftest import User, eventually
 from tests.integration.kube.test_intake import Seen, running
@@ -42,9 +45,8 @@ As = Callable[[str], AbstractAsyncContextManager[ApiClient]]
 
 @pytest.fixture
 def source_of(control_plane: ControlPlane, tmp_path: Path) -> Callable[[str], ClusterSource]:
-    """A kubeconfig with a token of a ServiceAccount of ours."""
+    """A kubeconfig with a token of a ServiceAccount of ours, after the folder was applied as people apply it."""
     kubectl = Kubectl(control_plane.admin_kubeconfig)
-    kubectl("apply", "-f", str(CHECKOUT / "deploy" / "rbac" / "namespace.yaml"))
     kubectl("apply", "-f", str(CHECKOUT / "deploy" / "rbac"))
 
     def source(account: str) -> ClusterSource:
@@ -103,6 +105,19 @@ async def test_agent_may_do_its_work(
             await eventually(lambda: runtime.uid in seen.newest, "the agent's watch works")
             await eventually(lambda: bool(nodes), "also that of its node")
     assert metrics.events_lost._value.get() == 0
+
+
+@pytest.mark.parametrize("part", ["agent", "controller"])
+@pytest.mark.usefixtures("source_of")
+def test_printed_kubeconfig_is_that_of_the_account(part: str, control_plane: ControlPlane, tmp_path: Path) -> None:
+    printing: list[str] = [str(CHECKOUT / "deploy" / "kubeconfig"), part, "1"]
+    environment = {"PATH": os.environ["PATH"], "KUBECONFIG": str(control_plane.admin_kubeconfig)}
+    printed = subprocess.run(printing, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert len(yaml.safe_load(printed)["users"]) == 1
+    path = tmp_path / "printed"
+    path.write_text(printed)
+    whoami = json.loads(Kubectl(path)("auth", "whoami", "-o", "json"))
+    assert whoami["status"]["userInfo"]["username"] == f"system:serviceaccount:perdure-system:perdure-{part}"
 
 
 async def test_agent_cannot_move_a_binding_nor_read_secrets_in_bulk(as_account: As, user: User) -> None:

@@ -13,7 +13,7 @@ from perdure.api.phases import EDGES, Phase
 from perdure.ledger import migrate as migrate_module
 from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.identity import read_identity
-from perdure.ledger.migrate import admit, check_schema, known_migrations, migrate
+from perdure.ledger.migrate import admit, known_migrations, migrate
 from perdure.reconcile.ports.errors import LedgerUnavailable
 from perdure.reconcile.ports.ledger import LedgerIdentity
 
@@ -32,7 +32,7 @@ async def test_processes_that_start_at_once_make_one_schema(database_url: str) -
     identities = {(await read_identity(database, InstallationId("i"))).id for database in databases}
     versions = await databases[0].rows("listing", VERSIONS, {})
     for database in databases:
-        await check_schema(database)
+        await database.run("looking at the schema", admit)
         await database.close()
     assert len(identities) == 1
     assert [row["version"] for row in versions] == [migration.version for migration in known_migrations()]
@@ -42,11 +42,11 @@ async def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> No
     async with Database(database_url) as database:
         await migrate(database)
         await database.write("pretending to be newer", NEWER, {})
-        for refuse in (migrate, check_schema):
+        for refused in (migrate(database), database.run("looking", admit)):
             with pytest.raises(
                 LedgerUnavailable, match=r"it is 9999, and this program knows \d+ at most; run the newer"
             ):
-                await refuse(database)
+                await refused
 
 
 async def test_a_migration_that_was_changed_is_refused(database_url: str) -> None:
@@ -60,7 +60,7 @@ async def test_a_migration_that_was_changed_is_refused(database_url: str) -> Non
 async def test_an_agent_says_that_the_controller_must_come_first(database_url: str) -> None:
     async with Database(database_url) as database:
         with pytest.raises(LedgerUnavailable, match="migration 1 is not applied; start the controller"):
-            await check_schema(database)
+            await database.run("looking at the schema", admit)
 
 
 async def test_an_agent_uses_no_schema_but_its_own_and_goes_on_when_it_is_there(database_url: str) -> None:
@@ -97,7 +97,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, m
         assert await database.row("counting", TABLES, {}) == {"n": 0}
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: good)
         await migrate(database)
-        await check_schema(database)
+        await database.run("looking at the schema", admit)
 
 
 async def test_a_role_that_may_not_make_tables_is_told_so(database_url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -109,6 +110,20 @@ def test_a_request_is_one_annotation_on_exactly_this_object(api: Api, capsys: py
     assert patch["metadata"]["uid"] == "uid-1"
     assert patch["metadata"]["annotations"].keys() == {"perdure.dev/request"}
     assert api.runtime["metadata"]["annotations"]["mine"] == "stays"
+
+
+@pytest.mark.parametrize(("of_context", "code"), [({"namespace": "agents"}, 0), ({"namespace": "other"}, 1), ({}, 1)])
+def test_the_namespace_of_the_current_context_is_taken_as_kubectl_takes_it(
+    api: Api, of_context: dict[str, str], code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(os.environ["KUBECONFIG"])
+    written = json.loads(path.read_text())
+    written["contexts"][0]["context"] |= of_context
+    path.write_text(json.dumps(written))
+    assert main(["cleanup", "br/ada", "--no-wait"]) == code
+    if code:
+        assert f"{of_context.get('namespace', 'default')}/ada" in capsys.readouterr().err
+    assert run("--no-wait") == 0, "what is given counts"
 
 
 def test_each_request_has_an_id_of_its_own(api: Api) -> None:

@@ -10,10 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 from perdure import __version__
-from perdure.cli.main import main
+from perdure.cli.main import main, perdure
+from perdure.cli.options import OUTPUTS
 
 SOURCE = Path(__file__).resolve().parents[3] / "controller"
 HEAVY = {"rich", "structlog", "aiohttp", "kubernetes", "kopf", "psycopg", "grpc", "prometheus_client", "msgspec"}
@@ -108,6 +110,48 @@ def test_help_of_a_command_teaches_by_examples_and_imports_nothing_heavy(command
     assert f"\n  Examples:\n    perdure {command}" in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert imported & HEAVY == set()
+
+
+def every_option() -> list[tuple[str, click.Option]]:
+    def below(path: str, command: click.Command) -> list[tuple[str, click.Option]]:
+        found = [(f"{path} {it.opts[-1]}", it) for it in command.params if isinstance(it, click.Option)]
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                inner = command.get_command(context, name)
+                assert inner is not None
+                found += below(f"{path} {name}", inner)
+        return found
+
+    return below("perdure", perdure)
+
+
+def test_every_option_has_a_variable_that_a_shell_can_set() -> None:
+    for name, it in every_option():
+        if it.name == "help":
+            continue
+        assert isinstance(it.envvar, list), name
+        for variable in it.envvar:
+            assert re.fullmatch("[A-Z][A-Z0-9_]*", variable), f"{name}: {variable}"
+            assert "__" not in variable, f"{name}: {variable}"
+
+
+def test_variables_of_options_that_are_yes_or_no_are_heeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = {(it.envvar[0], it.name, it) for _, it in every_option() if it.is_flag and isinstance(it.envvar, list)}
+    assert {name for _, name, _ in flags} >= {"wait", "follow", "health", "all_namespaces"}
+    for variable, name, it in flags:
+        for text, value in (("1", True), ("true", True), ("0", False), ("false", False)):
+            monkeypatch.setenv(variable, text)
+            context = click.Context(click.Command("any", params=[it]))
+            it.handle_parse_result(context, {}, [])
+            assert context.params[name or ""] is value, f"{variable}={text}"
+
+
+def test_one_way_to_print_is_good_for_every_command() -> None:
+    for name, it in every_option():
+        if it.name == "output":
+            assert isinstance(it.type, click.Choice)
+            assert tuple(it.type.choices) == OUTPUTS, name
 
 
 def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:

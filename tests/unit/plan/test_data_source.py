@@ -80,6 +80,27 @@ def test_what_is_not_certain_is_waited_for(
     assert len(choice.message) > 30
 
 
+def told_about(facts: LedgerFacts) -> str:
+    choice = choose(runtime(LATEST), Present(facts))
+    assert isinstance(choice, Undecided)
+    return choice.message
+
+
+def test_data_that_was_released_by_force_is_not_said_to_be_archived_some_day() -> None:
+    waiting = LedgerFacts(unarchived=(Uid("uid-0"), Uid("uid-1")), latest=ARCHIVE)
+    message = told_about(replace(waiting, given_up=(Uid("uid-1"), Uid("uid-2"))))
+    assert "uid-1" in message
+    assert "nothing will archive it" in message
+    assert "it is waited for" in told_about(replace(waiting, given_up=(Uid("uid-2"),)))
+
+
+def test_who_waits_for_an_orphan_is_told_of_the_last_archive_first_and_of_none_where_there_is_none() -> None:
+    waiting = LedgerFacts(unarchived=(Uid("uid-0"),))
+    advice = told_about(replace(waiting, latest=replace(ARCHIVE, object_name="br-hermes-4")))
+    assert "restore.policy: Archive with restore.archive: br-hermes-4" in advice.partition("restore.policy: None")[0]
+    assert "restore.policy: Archive" not in told_about(waiting)
+
+
 def test_policy_none_needs_no_ledger() -> None:
     assert choose(runtime(NONE), AWAY) == Fresh()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -51,6 +52,25 @@ def test_ids_bound_to_the_context_are_in_every_line_also_of_libraries() -> None:
         structlog.get_logger().info("ours")
         logging.getLogger("asyncio").warning("theirs %d", 1)
     assert [(line["event"], line["uid"]) for line in lines(stream)] == [("ours", "u1"), ("theirs 1", "u1")]
+
+
+def test_the_node_is_in_every_line_of_its_processes_in_every_thread_also_of_libraries() -> None:
+    stream = io.StringIO()
+    configure(form=LogFormat.JSON, stream=stream, node="node-3")
+
+    def tell() -> None:
+        structlog.get_logger("perdure.kube").info("seen")
+        logging.getLogger("a.library").warning("told")
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    thread.join()
+    structlog.get_logger("perdure.kube").info("bound", node="node-4")
+    assert [line["node"] for line in lines(stream)] == ["node-3", "node-3", "node-4"]
+    stream = io.StringIO()
+    configure(form=LogFormat.JSON, stream=stream)
+    structlog.get_logger("perdure.kube").info("seen")
+    assert "node" not in lines(stream)[0]
 
 
 def test_a_line_of_kopf_about_an_object_has_our_names() -> None:
