@@ -186,10 +186,11 @@ async def test_a_runtime_that_wants_no_network_gets_loopback_alone(networked: Sa
 async def test_other_ports_are_led_in_and_the_address_stays(networked: SandboxRig) -> None:
     sandbox, ref = await networked.sandbox(), new_ref()
     made = await attached(sandbox, plan(ref, tcp(7001)))
-    for ports in ((tcp(7002), tcp(7003, "web")), (), (tcp(7001),)):
+    for ports in ((tcp(7002), tcp(7003, "web")), (tcp(7002),), (), (tcp(7001),)):
         changed = await sandbox.attach(plan(ref, *ports))
         assert (changed.ports, changed.addresses) == (ports, made.addresses)
         assert await sandbox.observe(ref) == Present(changed)
+        assert networked.led_in(ref.uid) == {port.host_port for port in ports}
 
 
 async def test_another_policy_is_brought_in_and_the_address_stays(networked: SandboxRig) -> None:

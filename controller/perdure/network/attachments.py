@@ -33,6 +33,8 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """Of the container's interface, in lower case."""
     ports: tuple[HostPort, ...] = ()
     policy: NetworkPolicy = OWN_NAMESPACE
+    unsettled: bool = False
+    """Its ports and rules were being changed: until that ends, which of them are there is not known."""
 
 
 @dataclass(frozen=True, slots=True)

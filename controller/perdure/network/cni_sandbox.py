@@ -42,6 +42,7 @@ log = structlog.get_logger(__name__)
 IFNAME = "eth0"
 TRIES = 3
 """ADDs, or DELs, within one attempt: each time after what stood in its way was removed. What fails then backs off."""
+_UNSETTLED = "a change of its ports has not ended"
 _AGAIN = frozenset({Action.DELETE_THEN_ADD, Action.DELETE_AGAIN, Action.REPAIR_BRIDGE, Action.SWEEP_THEN_BACK_OFF})
 
 
@@ -134,7 +135,7 @@ class CniSandbox:
         policy = plan.spec.network.policy or OWN_NAMESPACE
         if attached is None or (damage is not None and damage.interface):
             await self._add(plan, policy)
-        elif damage is not None or attached.ports != plan.ports:
+        elif damage is not None or attached.unsettled or attached.ports != plan.ports:
             await self._lead_in(plan, attached, policy)
         elif attached.policy != policy:
             await self._admit(msgspec.structs.replace(attached, policy=policy))
@@ -214,6 +215,8 @@ class CniSandbox:
         network = await self.network()
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
+        # Before anything is changed: whoever finds this after us repairs it, even if the change itself was taken back.
+        await self._record(msgspec.structs.replace(attached, unsettled=True))
         try:
             await self._client.repair(network, self._attachment(plan))
         except NotCached:
@@ -221,11 +224,14 @@ class CniSandbox:
             return
         except CniError as error:
             raise _failure(error, classify(error)) from error
-        await self._admit(msgspec.structs.replace(attached, policy=policy, ports=plan.ports))
+        await self._admit(msgspec.structs.replace(attached, policy=policy, ports=plan.ports, unsettled=False))
 
     async def _admit(self, attached: Attached) -> None:
         """The firewall before the record: what is on record is admitted whenever the agent starts."""
         await self._isolation.admit(attached)
+        await self._record(attached)
+
+    async def _record(self, attached: Attached) -> None:
         try:
             await asyncio.to_thread(self._attachments.put, attached)
         except OSError as error:
@@ -305,7 +311,7 @@ class CniSandbox:
             addresses=attached.addresses,
             ports=attached.ports,
             policy=attached.policy,
-            damage=damage.text if damage is not None else "",
+            damage=damage.text if damage is not None else _UNSETTLED if attached.unsettled else "",
         )
 
     def _attachment(self, plan: SandboxPlan) -> Attachment:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.network.cni.attachment import Attachment
+from perdure.network.cni.attachment import Attachment, asked_either_way
 from perdure.network.cni.cache import Cache, Damaged, Record
 from perdure.network.cni.chain import Chain, request
 from perdure.network.cni.configuration import Network, parse
@@ -105,10 +105,13 @@ class CniClient:
         await self._delete(parse(record.network, f"the cached configuration of {record.container_id}"), record)
 
     async def repair(self, network: Network, attachment: Attachment) -> None:
-        """Put rules, limits and settings of an attachment back, while its interface and connections stay.
+        """Put rules, limits and settings of an attachment back, or make them what is asked for now, while its interface and
+        connections stay.
 
-        DEL and ADD of the plugins after the first: portmap, firewall, bandwidth, tuning. For that moment published ports
-        answer nobody new. Raises the first error of the ADDs, else of the DELs; `NotCached` without a complete ADD's record.
+        DEL, with what was asked for before, and ADD of the plugins after the first: portmap, firewall, bandwidth, tuning.
+        For that moment published ports answer nobody new. Raises the first error of the ADDs, else of the DELs; `NotCached`
+        without a complete ADD's record. Whenever this process dies, the record names all that a DEL has to take back: what
+        was asked for until the DELs have succeeded, and what is asked for before the first ADD.
         """
         attachment.validate()
         chain, result = await self._attached(network, attachment)
@@ -116,11 +119,17 @@ class CniClient:
         failure = await further.delete(result)
         if failure is not None and classify(failure).action is Action.DELETE_AGAIN:
             failure = await further.delete(result)
+        wanted = attachment.capabilities.document()
+        former = chain.record.capabilities
+        record = replace(chain.record, capabilities=wanted if failure is None else asked_either_way(former, wanted))
+        if record.capabilities != former:
+            await asyncio.to_thread(self._cache.write, record)
+        further = replace(further, record=replace(record, capabilities=wanted))
         repaired = result
         for plugin in further.plugins:
             repaired = (await further.add(plugin, repaired)).document
         if repaired != result:
-            await asyncio.to_thread(self._cache.write, replace(chain.record, result=repaired))
+            await asyncio.to_thread(self._cache.write, replace(record, result=repaired))
         if failure is not None:
             raise failure
 

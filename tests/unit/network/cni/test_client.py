@@ -6,9 +6,20 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.unit.network.cni.plugins import RESULT, calls, inputs, namespaces, network, recorder, script
+from tests.unit.network.cni.plugins import (
+    RESULT,
+    calls,
+    inputs,
+    led_in,
+    namespaces,
+    network,
+    port_keeper,
+    recorder,
+    script,
+)
 
 from perdure.network.cni.attachment import Attachment, Bandwidth, Capabilities, CapabilityDns, PortMapping
 from perdure.network.cni.cache import Damaged, Record
@@ -237,6 +248,69 @@ touch {tmp_path}/once; echo '{{"code": 999, "msg": "Chain CNI-1 does not exist"}
     (tmp_path / "calls").unlink()
     await client.repair(lab, ONE)
     turn(tmp_path, [("DEL", "second"), ("DEL", "second"), ("ADD", "second")])
+
+
+PORTED = network("first", {"type": "ports", "capabilities": {"portMappings": True}})
+
+
+def published(*numbers: int) -> Attachment:
+    mappings = tuple(PortMapping(number, 80, "tcp") for number in numbers)
+    return Attachment("one", "/ns", capabilities=Capabilities(port_mappings=mappings))
+
+
+def asked_ports(given: dict[str, Any]) -> list[int]:
+    return [mapping["hostPort"] for mapping in given.get("runtimeConfig", {}).get("portMappings", [])]
+
+
+@pytest.mark.parametrize("wanted", [(7002,), (7001, 7002), (7002, 7003), ()])
+async def test_a_repair_takes_back_what_was_asked_for_and_asks_for_what_is_wanted(
+    tmp_path: Path, client: CniClient, wanted: tuple[int, ...]
+) -> None:
+    recorder(tmp_path, "ports", RESULT)
+    await client.add(PORTED, published(7001))
+    (tmp_path / "calls").unlink()
+    await client.repair(PORTED, published(*wanted))
+    assert [asked_ports(given) for given in inputs(tmp_path)] == [[7001], list(wanted)]
+    turn(tmp_path, [("DEL", "ports"), ("ADD", "ports")])
+    await client.delete(PORTED, Attachment("one", ""))
+    assert [asked_ports(given) for given in inputs(tmp_path)] == [list(wanted), []]
+
+
+@pytest.mark.parametrize("following", [(7001, 7002), (7003,), ()])
+@pytest.mark.parametrize("command", ["DEL", "ADD"])
+async def test_a_repair_that_was_cut_off_is_finished_by_the_next_one_or_by_a_delete(
+    tmp_path: Path, client: CniClient, command: str, following: tuple[int, ...]
+) -> None:
+    port_keeper(tmp_path, "ports")
+    await client.add(PORTED, published(7001, 7002))
+    (tmp_path / f"stop-{command}").touch()
+    repairing = asyncio.create_task(client.repair(PORTED, published(7003, 7004)))
+    await asyncio.to_thread((tmp_path / "begun").read_bytes)
+    assert led_in(tmp_path) in ({7002}, {7003}), "half of it is done"
+    repairing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await repairing
+    (tmp_path / f"stop-{command}").unlink()
+    if following:
+        await client.repair(PORTED, published(*following))
+    else:
+        await client.delete(PORTED, Attachment("one", ""))
+    assert led_in(tmp_path) == set(following)
+
+
+async def test_what_a_repair_could_not_take_back_is_taken_back_by_the_next_one(
+    tmp_path: Path, client: CniClient
+) -> None:
+    port_keeper(tmp_path, "ports")
+    await client.add(PORTED, published(7001, 7002))
+    (tmp_path / "fail-DEL").touch()
+    for wanted in (7003, 7004):
+        with pytest.raises(PluginError, match="busy"):
+            await client.repair(PORTED, published(7002, wanted))
+    assert led_in(tmp_path) == {7001, 7002, 7003, 7004}, "what is wanted works all the same"
+    (tmp_path / "fail-DEL").unlink()
+    await client.repair(PORTED, published(7004))
+    assert led_in(tmp_path) == {7004}
 
 
 @pytest.mark.parametrize("answer", ["", "null", "ok", "[]", '{"ips": 3}', '{"cniVersion": "0.2.0", "ip4": {}}'])
