@@ -264,6 +264,24 @@ def test_ports_of_a_running_game_are_changed_and_nobody_is_disconnected(
     assert (game.status()["address"], game.process()) == (address, process)
 
 
+def test_a_number_that_a_stopped_runtime_gives_up_leads_into_whoever_gets_it_next(
+    stage: Stage, kubectl: Kubectl, outside: Outside
+) -> None:
+    number = 30873
+    static = port("http", 8080, policy="Static", hostPort=number)
+    former = stage.runtime(kubectl, "former", command=HTTP, ports=[static]).apply().wait_ready()
+    assert "a world" in answers(outside, number)
+    former.patch(desiredState="Stopped")
+    former.wait_phase("Stopped")
+    former.patch(ports=[])
+    newer = ["/bin/sh", "-c", HTTP[2].replace("a world", "another world")]
+    stage.runtime(kubectl, "next", command=newer, ports=[static]).apply().wait_ready()
+    assert "another world" in answers(outside, number)
+    former.patch(desiredState="Running")
+    former.wait_ready()
+    assert "another world" in answers(outside, number)
+
+
 def test_nothing_of_a_network_is_left_of_a_purged_runtime(stage: Stage, kubectl: Kubectl) -> None:
     web = stage.runtime(kubectl, "web", command=HTTP, ports=[port("http", 8080)], deletionPolicy="Purge")
     web.apply().wait_ready()

@@ -10,6 +10,7 @@ from pathlib import Path
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.settings import NodeSettings
 from perdure.network.attachments import Attachments
+from perdure.network.claims import Claims
 from perdure.network.cni.cache import Cache
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
@@ -53,11 +54,13 @@ async def open_networks(
     attachments = Attachments(folder / "attached")
     await asyncio.to_thread(attachments.load)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
+    cache, claims = Cache(folder), Claims()
+    claims.recall(await asyncio.to_thread(cache.records), attachments.all())
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
-    obstacles = Obstacles(attachments, Cache(folder), known, patience.leftover_seconds)
+    obstacles = Obstacles(attachments, cache, known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
-    cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
+    cni = CniSandbox(settings, client, attachments, claims, isolation, obstacles.clear)
     upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)
     return Networks(NodeSandbox(LoopbackSandbox(node.run_dir), cni), upkeep)
 

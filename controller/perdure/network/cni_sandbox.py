@@ -21,6 +21,7 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.network import listeners, netns
 from perdure.network.attachments import Attached, Attachments
+from perdure.network.claims import Claims
 from perdure.network.cni import configuration
 from perdure.network.cni.attachment import Attachment, Capabilities, CapabilityDns, PortMapping
 from perdure.network.cni.cache import Damaged, Record
@@ -34,7 +35,7 @@ from perdure.network.isolation import Isolation
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import OWN_NAMESPACE, HostPort, SandboxFacts
-from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
+from perdure.reconcile.ports.errors import PortHeld, PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 log = structlog.get_logger(__name__)
@@ -64,11 +65,18 @@ class CniSandbox:
     """`perdure.reconcile.ports.sandbox.Sandbox`. No two calls for one runtime run at a time: the loop sees to that."""
 
     def __init__(
-        self, settings: CniSettings, client: CniClient, attachments: Attachments, isolation: Isolation, clear: Clear
+        self,
+        settings: CniSettings,
+        client: CniClient,
+        attachments: Attachments,
+        claims: Claims,
+        isolation: Isolation,
+        clear: Clear,
     ) -> None:
         self.settings = settings
         self._client = client
         self._attachments = attachments
+        self._claims = claims
         self._isolation = isolation
         self._clear = clear
         self._warnings: tuple[str, ...] = ()
@@ -126,6 +134,9 @@ class CniSandbox:
         attached = self._attachments.get(plan.ref.uid)
         known = set(attached.ports) if attached is not None else set()
         for port in plan.ports:
+            await self._forget_holder_without_record(plan.ref.uid, port)
+        self._refuse_held(plan)
+        for port in plan.ports:
             if port not in known and await self._is_taken(port):
                 raise PortTaken(port.name, port.host_port, port.protocol)
 
@@ -179,7 +190,7 @@ class CniSandbox:
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
         attachment = self._attachment(plan)
-        result = await self._add_until_it_holds(network, attachment)
+        result = await self._add_until_it_holds(network, attachment, plan)
         attached = _attached(plan, policy, network, result)
         if not attached.addresses:
             await self._delete(network, attachment)
@@ -190,12 +201,13 @@ class CniSandbox:
             )
         await self._admit(attached)
 
-    async def _add_until_it_holds(self, network: Network, attachment: Attachment) -> Result:
+    async def _add_until_it_holds(self, network: Network, attachment: Attachment, plan: SandboxPlan) -> Result:
         """ADD; where the table of errors says so, after undoing what an earlier one left."""
         if await self._cached(attachment.container_id):
             await self._delete(network, attachment)
         for tries_left in reversed(range(TRIES)):
             try:
+                self._claim(plan)
                 return await self._client.add(network, attachment)
             except CniError as error:
                 verdict = classify(error)
@@ -215,6 +227,7 @@ class CniSandbox:
         network = await self.network()
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
+        self._claim(plan)
         # Before anything is changed: whoever finds this after us repairs it, even if the change itself was taken back.
         await self._record(msgspec.structs.replace(attached, unsettled=True))
         try:
@@ -230,6 +243,7 @@ class CniSandbox:
         """The firewall before the record: what is on record is admitted whenever the agent starts."""
         await self._isolation.admit(attached)
         await self._record(attached)
+        self._claims.settle(attached.ref.uid, attached.ports)
 
     async def _record(self, attached: Attached) -> None:
         try:
@@ -238,6 +252,27 @@ class CniSandbox:
             raise SandboxFailed(
                 f"cannot record the network of {attached.ref} beside {self.settings.names}: {error}; make room there"
             ) from error
+
+    def _claim(self, plan: SandboxPlan) -> None:
+        """Ask and take without an await between: two that attach at the same time cannot both get a number."""
+        self._refuse_held(plan)
+        self._claims.add(plan.ref.uid, plan.ports)
+
+    def _refuse_held(self, plan: SandboxPlan) -> None:
+        for port in plan.ports:
+            holder = self._claims.holder(plan.ref.uid, port)
+            if holder is not None:
+                attached = self._attachments.get(holder)
+                named = str(attached.ref) if attached is not None else f"the runtime with uid {holder}"
+                raise PortHeld(port.name, port.host_port, port.protocol, named)
+
+    async def _forget_holder_without_record(self, uid: Uid, port: HostPort) -> None:
+        """What an earlier agent left half attached may have been swept since."""
+        holder = self._claims.holder(uid, port)
+        if holder is None or not self._claims.is_recalled(holder) or self._attachments.get(holder) is not None:
+            return
+        if not await self._cached(holder):
+            self._claims.drop(holder)
 
     async def _is_taken(self, port: HostPort) -> bool:
         try:
@@ -263,6 +298,7 @@ class CniSandbox:
             else:
                 attachment = Attachment(container_id=uid, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
+        self._claims.drop(uid)
         await asyncio.to_thread(self._attachments.remove, uid)
 
     async def _cached(self, container_id: str) -> tuple[Record | Damaged, ...]:
@@ -273,6 +309,7 @@ class CniSandbox:
 
     async def _delete(self, network: Network, attachment: Attachment) -> None:
         await self._twice(partial(self._client.delete, network, attachment))
+        self._claims.drop(Uid(attachment.container_id))
 
     async def _twice(self, delete: Callable[[], Awaitable[None]]) -> None:
         """DEL, again where the first one cleared its own way. Raises `SandboxFailed`."""

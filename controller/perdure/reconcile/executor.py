@@ -22,6 +22,7 @@ from perdure.plan.steps import (
     Finish,
     Forget,
     KeepWorkspace,
+    LeadOutPorts,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -97,6 +98,8 @@ class Executor:
                 await self._networks.create(world, pid)
             case RepairNetwork(why):
                 await self._networks.repair(world, why)
+            case LeadOutPorts(kept):
+                await self._networks.lead_out(world, kept)
             case RemoveSandbox():
                 await self._hands.sandbox.remove(ref)
             case CreateContainer(_, image, mark):
