@@ -18,6 +18,7 @@ from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
+from perdure.network.recall import recall
 from perdure.network.upkeep import Upkeep
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -52,10 +53,9 @@ async def open_networks(
     folder = node.run_dir / "cni"
     names = folder / "netns"
     attachments = Attachments(folder / "attached")
-    await asyncio.to_thread(attachments.load)
-    client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     cache, claims = Cache(folder), Claims()
-    claims.recall(await asyncio.to_thread(cache.records), attachments.all())
+    await asyncio.to_thread(recall, attachments, cache, claims)
+    client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
     obstacles = Obstacles(attachments, cache, known, patience.leftover_seconds)

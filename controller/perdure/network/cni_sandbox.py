@@ -21,6 +21,7 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.network import listeners, netns
 from perdure.network.attachments import Attached, Attachments
+from perdure.network.bridged import bridged
 from perdure.network.claims import Claims
 from perdure.network.cni import configuration
 from perdure.network.cni.attachment import Attachment, Capabilities, CapabilityDns, PortMapping
@@ -190,8 +191,7 @@ class CniSandbox:
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
         attachment = self._attachment(plan)
-        result = await self._add_until_it_holds(network, attachment, plan)
-        attached = _attached(plan, policy, network, result)
+        attached = await self._add_with_own_address(network, attachment, plan, policy)
         if not attached.addresses:
             await self._delete(network, attachment)
             raise SandboxFailed(
@@ -201,10 +201,28 @@ class CniSandbox:
             )
         await self._admit(attached)
 
+    async def _add_with_own_address(
+        self, network: Network, attachment: Attachment, plan: SandboxPlan, policy: NetworkPolicy
+    ) -> Attached:
+        """A network of another name on the same subnet gives addresses of its own count, and some of them may be had by
+        runtimes that were attached before: those are given back, and host-local goes on to the next."""
+        for _ in range(len(self._attachments.uids()) + 1):
+            result = await self._add_until_it_holds(network, attachment, plan)
+            attached = _attached(plan, policy, network, result)
+            had = {address for one in self._attachments.all() if one.ref != plan.ref for address in one.addresses}
+            if had.isdisjoint(attached.addresses):
+                return attached
+            log.info("address_of_another", runtime=str(plan.ref), network=network.name, addresses=attached.addresses)
+            await self._delete(network, attachment)
+        raise SandboxFailed(
+            f"network {network.name} gives {plan.ref} nothing but addresses that other runtimes of this node have, which "
+            "were attached by an earlier configuration; give it a subnet of its own",
+            reason=Reason.ADDRESS_POOL_EXHAUSTED,
+        )
+
     async def _add_until_it_holds(self, network: Network, attachment: Attachment, plan: SandboxPlan) -> Result:
         """ADD; where the table of errors says so, after undoing what an earlier one left."""
-        if await self._cached(attachment.container_id):
-            await self._delete(network, attachment)
+        await self._undo(Uid(attachment.container_id))
         for tries_left in reversed(range(TRIES)):
             try:
                 self._claim(plan)
@@ -223,18 +241,23 @@ class CniSandbox:
         raise AssertionError("the last try returns or raises")
 
     async def _lead_in(self, plan: SandboxPlan, attached: Attached, policy: NetworkPolicy) -> None:
-        """Ports and rules anew; the interface, its address and whatever is connected stay."""
-        network = await self.network()
+        """Ports and rules anew, by the configuration that it was attached with; the interface, its address and whatever is
+        connected stay."""
+        attachment = self._attachment(plan)
+        try:
+            network = await self._client.configured(attached.network, attachment)
+        except NotCached:
+            await self._add(plan, policy)
+            return
+        except CniError as error:
+            raise _failure(error, classify(error)) from error
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
         self._claim(plan)
         # Before anything is changed: whoever finds this after us repairs it, even if the change itself was taken back.
         await self._record(msgspec.structs.replace(attached, unsettled=True))
         try:
-            await self._client.repair(network, self._attachment(plan))
-        except NotCached:
-            await self._add(plan, policy)
-            return
+            await self._client.repair(attached.network, attachment)
         except CniError as error:
             raise _failure(error, classify(error)) from error
         await self._admit(msgspec.structs.replace(attached, policy=policy, ports=plan.ports, unsettled=False))
@@ -284,22 +307,27 @@ class CniSandbox:
         if plan.ports and not network.offers("portMappings"):
             raise SandboxFailed(
                 f"{plan.ref} asks for ports on the node, and no plugin of network {network.name} has the capability "
-                "portMappings: add the portmap plugin to its configuration",
+                "portMappings: add the portmap plugin to its configuration; what is attached already gets it when its network "
+                "is made anew (desiredState Removed, then Running)",
                 reason=Reason.CNI_CONFIGURATION_INVALID,
             )
 
     # ------------------------------------------------------------------------------------------ detaching
 
     async def _detach(self, uid: Uid) -> None:
-        """DEL with what was recorded, tolerant and always, also where nothing but a part of it is left."""
+        """Everything away, also where nothing but a part of it is left."""
+        await self._undo(uid)
+        self._claims.drop(uid)
+        await asyncio.to_thread(self._attachments.remove, uid)
+
+    async def _undo(self, uid: Uid) -> None:
+        """DEL with what was recorded, tolerant and always, of whatever network it was."""
         for record in await self._cached(uid):
             if isinstance(record, Record):
                 await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(uid))))
             else:
                 attachment = Attachment(container_id=uid, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
-        self._claims.drop(uid)
-        await asyncio.to_thread(self._attachments.remove, uid)
 
     async def _cached(self, container_id: str) -> tuple[Record | Damaged, ...]:
         try:
@@ -370,8 +398,11 @@ def _attached(plan: SandboxPlan, policy: NetworkPolicy, network: Network, result
     inside = next((link for link in result.interfaces if link.sandbox and link.name == IFNAME), None)
     # The reference plugins list the node's links before the sandbox's, a bridge before the veth that is its port.
     outside = [link.name for link in result.interfaces if not link.sandbox]
+    there = bridged(network)
     return Attached(
         ref=plan.ref,
+        bridge=there.bridge if there is not None else "",
+        subnets=tuple(str(subnet) for subnet in there.subnets) if there is not None else (),
         network=network.name,
         addresses=tuple(str(address) for address in addresses(result, IFNAME)),
         port=outside[-1] if outside else "",

@@ -62,9 +62,9 @@ class Upkeep:
         looks, said = 0, ""
         while True:
             try:
-                network = await self.sandbox.network()
                 if self.attachments.uids():
-                    await self.look(network)
+                    await self.look()  # at what runs, whatever has become of the configuration
+                network = await self.sandbox.network()
                 if looks % SWEEP_EVERY == 0:
                     await self.sweep(network)
                 looks += 1
@@ -76,18 +76,17 @@ class Upkeep:
                 said = str(error)
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
 
-    async def look(self, network: Network) -> None:
-        """Firewall, interfaces, port rules. Raises `SandboxFailed`."""
-        await self.isolation.use(network)
+    async def look(self) -> None:
+        """Firewalls, interfaces, port rules, of all that is attached, by whatever configuration. Raises `SandboxFailed`."""
         repaired = await self.isolation.ensure()
         if repaired:
-            log.warning("firewall_was_changed", network=network.name, repaired=repaired)
-        here = {one.ref.uid: one for one in self.attachments.all() if one.network == network.name and one.addresses}
+            log.warning("firewall_was_changed", repaired=repaired)
+        here = {one.ref.uid: one for one in self.attachments.all() if one.addresses}
         expected = [(uid, self.names / uid, IFNAME, one.addresses[0]) for uid, one in here.items()]
         for uid, why in (await asyncio.to_thread(inspection.without_address, expected)).items():
             self._damaged(uid, Damage(why, interface=True))
         for uid in await self._without_rules([one for one in here.values() if one.ports]):
-            damage = await self._checked(network, here[uid])
+            damage = await self._checked(here[uid])
             if damage is not None:
                 self._damaged(uid, damage)
 
@@ -127,11 +126,11 @@ class Upkeep:
         except OSError as error:
             raise SandboxFailed(f"cannot see whether anything lives in {self.names / uid}: {error}") from error
 
-    async def _checked(self, network: Network, attached: Attached) -> Damage | None:
+    async def _checked(self, attached: Attached) -> Damage | None:
         """What the plugins say of one that looks damaged: they alone know how their rules look."""
         attachment = Attachment(attached.ref.uid, str(self.names / attached.ref.uid), IFNAME)
         try:
-            await self.client.check(network, attachment)
+            await self.client.check(attached.network, attachment)
         except CniError as error:
             verdict = classify(error)
             if verdict.action is Action.IGNORE and not (

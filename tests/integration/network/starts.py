@@ -156,7 +156,7 @@ class Starts:
         """Until cancelled: what an agent does beside."""
         network = self.node.network()
         while True:
-            await self.networks.upkeep.look(network)
+            await self.networks.upkeep.look()
             await self.networks.upkeep.sweep(network)
             await asyncio.sleep(LOOK_SECONDS)
 

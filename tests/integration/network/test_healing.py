@@ -36,7 +36,7 @@ class Pair:
     facts: SandboxFacts
 
     async def look(self) -> None:
-        await self.agent.upkeep.look(self.node.network())
+        await self.agent.upkeep.look()
 
     async def damage(self, uid: Uid) -> str:
         plan = self.published if uid == self.published.ref.uid else self.plain
