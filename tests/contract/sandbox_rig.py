@@ -32,6 +32,9 @@ class SandboxRig(Protocol):
     def listen(self, number: int) -> AbstractContextManager[None]:
         """Another program of the node listens on the TCP port."""
 
+    def led_in(self, uid: Uid) -> set[int]:
+        """The TCP ports of the node that really lead into it, whatever the sandbox says."""
+
 
 @dataclass
 class FakeRig:
@@ -50,6 +53,9 @@ class FakeRig:
         yield
         self.state.foreign_listeners.discard(number)
 
+    def led_in(self, uid: Uid) -> set[int]:
+        return {port.host_port for port in self.state.made[uid].ports}
+
 
 @dataclass
 class LoopbackRig:
@@ -65,6 +71,9 @@ class LoopbackRig:
     def listen(self, number: int) -> Iterator[None]:
         with socket.create_server(("", number)):
             yield
+
+    def led_in(self, uid: Uid) -> set[int]:
+        return set()
 
 
 @dataclass
@@ -86,3 +95,6 @@ class NodeRig:
     def listen(self, number: int) -> Iterator[None]:
         with socket.create_server(("", number)):
             yield
+
+    def led_in(self, uid: Uid) -> set[int]:
+        return self.node.led_in(uid)

@@ -3,6 +3,7 @@ it is asked of the real ones alone."""
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from tests.contract.engine_rig import new_ref
 from tests.contract.sandbox_rig import FakeRig, LoopbackRig, NodeRig, SandboxRig
 from tests.integration.network.own_node import own_node, tcp
 
+from perdure.api.conditions import Reason
 from perdure.api.names import RuntimeRef
 from perdure.api.network import Network, NetworkMode, NetworkPeer, NetworkPolicy
 from perdure.api.runtime import RuntimeSpec
@@ -20,7 +22,7 @@ from perdure.network import netns
 from perdure.network.none import LoopbackSandbox
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import HostPort, SandboxFacts
-from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
+from perdure.reconcile.ports.errors import PortHeld, PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import Sandbox, SandboxPlan
 
 SPEC = RuntimeSpec(image="any")
@@ -186,10 +188,11 @@ async def test_a_runtime_that_wants_no_network_gets_loopback_alone(networked: Sa
 async def test_other_ports_are_led_in_and_the_address_stays(networked: SandboxRig) -> None:
     sandbox, ref = await networked.sandbox(), new_ref()
     made = await attached(sandbox, plan(ref, tcp(7001)))
-    for ports in ((tcp(7002), tcp(7003, "web")), (), (tcp(7001),)):
+    for ports in ((tcp(7002), tcp(7003, "web")), (tcp(7002),), (), (tcp(7001),)):
         changed = await sandbox.attach(plan(ref, *ports))
         assert (changed.ports, changed.addresses) == (ports, made.addresses)
         assert await sandbox.observe(ref) == Present(changed)
+        assert networked.led_in(ref.uid) == {port.host_port for port in ports}
 
 
 async def test_another_policy_is_brought_in_and_the_address_stays(networked: SandboxRig) -> None:
@@ -223,6 +226,36 @@ async def test_a_port_that_is_led_in_already_is_not_asked_for_again(networked: S
         assert await sandbox.attach(plan(ref, tcp(7001))) == made
         sandbox = await networked.sandbox()
         await sandbox.ask_for_ports(plan(ref, tcp(7001)))
+
+
+async def test_a_number_that_still_leads_into_another_runtime_is_refused_until_it_does_not(
+    networked: SandboxRig,
+) -> None:
+    sandbox, holder, other = await networked.sandbox(), new_ref(), new_ref()
+    await attached(sandbox, plan(holder, tcp(7001), tcp(7002, "web")))
+    plain = await attached(sandbox, plan(other))
+    for again in (sandbox, await networked.sandbox()):
+        for asking in (again.ask_for_ports, again.attach):
+            with pytest.raises(PortHeld, match=r"7001/TCP .*still leads into") as caught:
+                await asking(plan(other, tcp(7003, "free"), tcp(7001, "mine")))
+            assert (caught.value.name, caught.value.number, caught.value.reason) == ("mine", 7001, Reason.PORT_TAKEN)
+    assert await sandbox.observe(other) == Present(plain)
+    assert networked.led_in(other.uid) == set()
+    await sandbox.attach(plan(holder, tcp(7002, "web")))
+    assert (await sandbox.attach(plan(other, tcp(7001, "mine")))).ports == (tcp(7001, "mine"),)
+    assert (networked.led_in(holder.uid), networked.led_in(other.uid)) == ({7002}, {7001})
+    await sandbox.remove(holder)
+    assert (await sandbox.attach(plan(other, tcp(7002)))).ports == (tcp(7002),)
+
+
+async def test_of_two_that_are_attached_at_once_one_gets_the_number(networked: SandboxRig) -> None:
+    sandbox, refs = await networked.sandbox(), (new_ref(), new_ref())
+    for ref in refs:
+        await sandbox.create(plan(ref))
+    outcomes = await asyncio.gather(*(sandbox.attach(plan(ref, tcp(7001))) for ref in refs), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in outcomes) == ["PortHeld", "SandboxFacts"]
+    (served,) = (ref for ref, got in zip(refs, outcomes, strict=True) if isinstance(got, SandboxFacts))
+    assert networked.led_in(served.uid) == {7001}
 
 
 async def test_damage_is_seen_until_it_is_repaired_and_the_address_stays(networked: SandboxRig) -> None:

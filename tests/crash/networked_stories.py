@@ -111,6 +111,17 @@ def serving_after(starts: int, **numbers: int) -> Goal:
     return lambda survivors: serving(**numbers)(survivors) and len(survivors.machine.starts) == starts
 
 
+def stopped_with(**numbers: int) -> Goal:
+    """Rests, and these lead into it, no others."""
+    return lambda survivors: (
+        in_phase("Stopped")(survivors)
+        and all(
+            {port.name: port.host_port for port in facts.ports} == numbers
+            for facts in survivors.sandboxes.made.values()
+        )
+    )
+
+
 def open_to(policy: NetworkPolicy) -> Goal:
     return lambda survivors: (
         serving(game=7000, rcon=9000)(survivors)
@@ -191,6 +202,13 @@ NETWORKED_STORIES: tuple[Story, ...] = (
         Stage(edit(ports=(GAME, MOVED)), serving_after(1, game=7000, rcon=9001)),
         Stage(edit(ports=(MOVED,)), serving_after(1, rcon=9001)),
         Stage(edit(ports=(GAME, MOVED)), serving_after(1, game=7001, rcon=9001)),
+    ),
+    _story(
+        "ports: taken out while it is stopped",
+        START,
+        Stage(edit(desired_state=DesiredState.STOPPED), in_phase("Stopped")),
+        Stage(edit(ports=(GAME,)), stopped_with(game=7000)),
+        Stage(edit(ports=(GAME, MOVED), desired_state=DesiredState.RUNNING), serving_after(2, game=7000, rcon=9001)),
     ),
     _story(
         "ports: preserve and bring back",

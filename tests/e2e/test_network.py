@@ -232,6 +232,56 @@ def test_a_port_that_somebody_else_has_is_passed_over_before_it_is_published(
     assert host_port(third, "http") == following
 
 
+def test_ports_of_a_running_game_are_changed_and_nobody_is_disconnected(
+    stage: Stage, kubectl: Kubectl, outside: Outside
+) -> None:
+    """Added, moved and taken out: what the status says is what another host finds."""
+    both = ["/bin/sh", "-c", f"{HTTP[2].replace('httpd -f', 'httpd').replace('exec ', '')}; {ECHO[2]}"]
+    web, talk = port("http", 8080), port("talk", 9090)
+    game = stage.runtime(kubectl, "game", Kind.GAME, command=both, ports=[talk]).apply().wait_ready()
+    address, process, talking = game.status()["address"], game.process(), host_port(game, "talk")
+    first, second = 30871, 30872
+
+    def silent(number: int) -> bool:
+        try:
+            outside.connect(number).close()
+        except OSError:
+            return True
+        return False
+
+    with conversation(outside, talking) as connection:
+        game.patch(ports=[talk, web | {"policy": "Static", "hostPort": first}])
+        assert "a world" in answers(outside, first)
+        game.patch(ports=[talk, web | {"policy": "Static", "hostPort": second}])
+        assert "a world" in answers(outside, second)
+        eventually(lambda: silent(first), "the number that it had leads nowhere", bool)
+        game.patch(ports=[web | {"policy": "Static", "hostPort": second}])
+        eventually(lambda: silent(talking), "the port that was taken out leads nowhere", bool)
+        assert "a world" in answers(outside, second)
+        assert is_answered(connection, b"still here")
+    game.wait_condition("NetworkReady", "True")
+    assert {entry["name"]: entry["hostPort"] for entry in game.status()["ports"]} == {"http": second}
+    assert (game.status()["address"], game.process()) == (address, process)
+
+
+def test_a_number_that_a_stopped_runtime_gives_up_leads_into_whoever_gets_it_next(
+    stage: Stage, kubectl: Kubectl, outside: Outside
+) -> None:
+    number = 30873
+    static = port("http", 8080, policy="Static", hostPort=number)
+    former = stage.runtime(kubectl, "former", command=HTTP, ports=[static]).apply().wait_ready()
+    assert "a world" in answers(outside, number)
+    former.patch(desiredState="Stopped")
+    former.wait_phase("Stopped")
+    former.patch(ports=[])
+    newer = ["/bin/sh", "-c", HTTP[2].replace("a world", "another world")]
+    stage.runtime(kubectl, "next", command=newer, ports=[static]).apply().wait_ready()
+    assert "another world" in answers(outside, number)
+    former.patch(desiredState="Running")
+    former.wait_ready()
+    assert "another world" in answers(outside, number)
+
+
 def test_nothing_of_a_network_is_left_of_a_purged_runtime(stage: Stage, kubectl: Kubectl) -> None:
     web = stage.runtime(kubectl, "web", command=HTTP, ports=[port("http", 8080)], deletionPolicy="Purge")
     web.apply().wait_ready()

@@ -12,7 +12,7 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, network_mode
 from perdure.plan.certainty import Absent, Certain, Present
 from perdure.plan.world import OWN_NAMESPACE, HostPort, SandboxFacts
-from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
+from perdure.reconcile.ports.errors import PortHeld, PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 
@@ -53,7 +53,16 @@ class FakeSandbox:
     async def ask_for_ports(self, plan: SandboxPlan) -> None:
         found = self._state.made.get(plan.ref.uid)
         known = found.ports if found is not None else ()
+        others = {
+            (port.protocol, port.host_port): uid
+            for uid, facts in self._state.made.items()
+            for port in facts.ports
+            if uid != plan.ref.uid
+        }
         for port in plan.ports:
+            holder = others.get((port.protocol, port.host_port))
+            if holder is not None:
+                raise PortHeld(port.name, port.host_port, port.protocol, holder)
             if port not in known and port.host_port in self._state.foreign_listeners:
                 raise PortTaken(port.name, port.host_port, port.protocol)
 

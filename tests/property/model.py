@@ -43,6 +43,7 @@ from perdure.plan.steps import (
     Ground,
     KeepWorkspace,
     KillTask,
+    LeadOutPorts,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -291,6 +292,8 @@ def effects(step: Step, truth: Truth, now: float) -> tuple[Truth, ...]:
             return _restore(step, truth)
         case CreateSandbox():
             return (replace(truth, sandbox=truth.sandbox or _empty_sandbox(truth)),)
+        case LeadOutPorts(kept):
+            return _lead_out(truth, kept)
         case RepairNetwork():
             return _attach(truth)
         case RemoveSandbox():
@@ -328,6 +331,13 @@ def _empty_sandbox(truth: Truth) -> SandboxFacts:
     assert truth.runtime is not None
     mode = network_mode(truth.runtime.spec.network, node_has_cni=True)
     return SandboxFacts("/run/netns/x", mode, attached=mode is NetworkMode.NONE)
+
+
+def _lead_out(truth: Truth, kept: tuple[HostPort, ...]) -> tuple[Truth, ...]:
+    assert truth.sandbox is not None
+    assert truth.task is None
+    assert set(kept) < set(truth.sandbox.ports), "nothing new is led in without a process"
+    return (replace(truth, sandbox=replace(truth.sandbox, ports=kept)),)
 
 
 def attached(truth: Truth) -> Truth:

@@ -11,6 +11,7 @@ from perdure.api.names import InstallationId, Uid
 from perdure.cli.settings import NodeSettings
 from perdure.engine.oci.node import detect
 from perdure.network.attachments import Attachments
+from perdure.network.claims import Claims
 from perdure.network.cni.cache import Cache
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
@@ -19,6 +20,7 @@ from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
+from perdure.network.recall import recall
 from perdure.network.upkeep import Upkeep
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -53,15 +55,16 @@ async def open_networks(
     folder = node.run_dir / "cni"
     names = folder / "netns"
     attachments = Attachments(folder / "attached")
-    await asyncio.to_thread(attachments.load)
+    ids = ContainerIds.of(installation)
+    cache, claims = Cache(folder), Claims(ids)
+    await asyncio.to_thread(recall, attachments, cache, claims)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     told = (await asyncio.to_thread(detect)).resolv_conf
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_text_of, told)) else frozenset()
     isolation = Isolation(installation, attachments, open_ports)
-    ids = ContainerIds.of(installation)
-    obstacles = Obstacles(attachments, Cache(folder), ids, known, patience.leftover_seconds)
+    obstacles = Obstacles(attachments, cache, ids, known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names, ids)
-    cni = CniSandbox(settings, client, attachments, isolation, obstacles.clear)
+    cni = CniSandbox(settings, client, attachments, claims, isolation, obstacles.clear)
     upkeep = Upkeep(cni, client, attachments, isolation, obstacles, names, wake, known)
     return Networks(NodeSandbox(LoopbackSandbox(node.run_dir), cni), upkeep)
 

@@ -29,12 +29,18 @@ class Attached(msgspec.Struct, frozen=True, kw_only=True):
     """Of the container's interface, IPv4 first."""
     port: str = ""
     """The link on the node's side; empty where the plugin makes none."""
+    bridge: str = ""
+    """Of the node, that the link is a port of, and `subnets` the network's on it, as they were configured for its ADD; empty
+    where the network is no bridge of this node's."""
+    subnets: tuple[str, ...] = ()
     mac: str = ""
     """Of the container's interface, in lower case."""
     ports: tuple[HostPort, ...] = ()
     policy: NetworkPolicy = OWN_NAMESPACE
     ways_out: tuple[int, ...] = ()
     """Versions of IP in which the network gave a default route."""
+    unsettled: bool = False
+    """Its ports and rules were being changed: until that ends, which of them are there is not known."""
 
 
 @dataclass(frozen=True, slots=True)

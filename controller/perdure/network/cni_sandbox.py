@@ -21,6 +21,8 @@ from perdure.api.names import RuntimeRef, Uid
 from perdure.api.network import NetworkMode, NetworkPolicy
 from perdure.network import listeners, netns
 from perdure.network.attachments import Attached, Attachments
+from perdure.network.bridged import bridged
+from perdure.network.claims import Claims
 from perdure.network.cni import configuration
 from perdure.network.cni.attachment import Attachment, Capabilities, CapabilityDns, PortMapping
 from perdure.network.cni.cache import Damaged, Record
@@ -35,7 +37,7 @@ from perdure.network.isolation import Isolation
 from perdure.network.netns import NameState
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
 from perdure.plan.world import OWN_NAMESPACE, HostPort, SandboxFacts
-from perdure.reconcile.ports.errors import PortTaken, SandboxFailed
+from perdure.reconcile.ports.errors import PortHeld, PortTaken, SandboxFailed
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 log = structlog.get_logger(__name__)
@@ -43,6 +45,7 @@ log = structlog.get_logger(__name__)
 IFNAME = "eth0"
 TRIES = 3
 """ADDs, or DELs, within one attempt: each time after what stood in its way was removed. What fails then backs off."""
+_UNSETTLED = "a change of its ports has not ended"
 _AGAIN = frozenset({Action.DELETE_THEN_ADD, Action.DELETE_AGAIN, Action.REPAIR_BRIDGE, Action.SWEEP_THEN_BACK_OFF})
 
 
@@ -65,11 +68,18 @@ class CniSandbox:
     """`perdure.reconcile.ports.sandbox.Sandbox`. No two calls for one runtime run at a time: the loop sees to that."""
 
     def __init__(
-        self, settings: CniSettings, client: CniClient, attachments: Attachments, isolation: Isolation, clear: Clear
+        self,
+        settings: CniSettings,
+        client: CniClient,
+        attachments: Attachments,
+        claims: Claims,
+        isolation: Isolation,
+        clear: Clear,
     ) -> None:
         self.settings = settings
         self._client = client
         self._attachments = attachments
+        self._claims = claims
         self._isolation = isolation
         self._clear = clear
         self._warnings: tuple[str, ...] = ()
@@ -127,6 +137,9 @@ class CniSandbox:
         attached = self._attachments.get(plan.ref.uid)
         known = set(attached.ports) if attached is not None else set()
         for port in plan.ports:
+            await self._forget_holder_without_record(plan.ref.uid, port)
+        self._refuse_held(plan)
+        for port in plan.ports:
             if port not in known and await self._is_taken(port):
                 raise PortTaken(port.name, port.host_port, port.protocol)
 
@@ -136,7 +149,7 @@ class CniSandbox:
         policy = plan.spec.network.policy or OWN_NAMESPACE
         if attached is None or (damage is not None and damage.interface):
             await self._add(plan, policy)
-        elif damage is not None or attached.ports != plan.ports:
+        elif damage is not None or attached.unsettled or attached.ports != plan.ports:
             await self._lead_in(plan, attached, policy)
         elif attached.policy != policy:
             await self._admit(msgspec.structs.replace(attached, policy=policy))
@@ -180,8 +193,7 @@ class CniSandbox:
         self._refuse_unoffered(network, plan)
         await self.ask_for_ports(plan)
         attachment = self._attachment(plan)
-        result = await self._add_until_it_holds(network, attachment)
-        attached = _attached(plan, policy, network, result)
+        attached = await self._add_with_own_address(network, attachment, plan, policy)
         if not attached.addresses:
             await self._delete(network, attachment)
             raise SandboxFailed(
@@ -191,12 +203,31 @@ class CniSandbox:
             )
         await self._admit(attached)
 
-    async def _add_until_it_holds(self, network: Network, attachment: Attachment) -> Result:
-        """ADD; where the table of errors says so, after undoing what an earlier one left."""
-        if await self._cached(attachment.container_id):
+    async def _add_with_own_address(
+        self, network: Network, attachment: Attachment, plan: SandboxPlan, policy: NetworkPolicy
+    ) -> Attached:
+        """A network of another name on the same subnet gives addresses of its own count, and some of them may be had by
+        runtimes that were attached before: those are given back, and host-local goes on to the next."""
+        for _ in range(len(self._attachments.uids()) + 1):
+            result = await self._add_until_it_holds(network, attachment, plan)
+            attached = _attached(plan, policy, network, result)
+            had = {address for one in self._attachments.all() if one.ref != plan.ref for address in one.addresses}
+            if had.isdisjoint(attached.addresses):
+                return attached
+            log.info("address_of_another", runtime=str(plan.ref), network=network.name, addresses=attached.addresses)
             await self._delete(network, attachment)
+        raise SandboxFailed(
+            f"network {network.name} gives {plan.ref} nothing but addresses that other runtimes of this node have, which "
+            "were attached by an earlier configuration; give it a subnet of its own",
+            reason=Reason.ADDRESS_POOL_EXHAUSTED,
+        )
+
+    async def _add_until_it_holds(self, network: Network, attachment: Attachment, plan: SandboxPlan) -> Result:
+        """ADD; where the table of errors says so, after undoing what an earlier one left."""
+        await self._undo(plan.ref.uid)
         for tries_left in reversed(range(TRIES)):
             try:
+                self._claim(plan)
                 return await self._client.add(network, attachment)
             except CniError as error:
                 verdict = classify(error)
@@ -212,28 +243,61 @@ class CniSandbox:
         raise AssertionError("the last try returns or raises")
 
     async def _lead_in(self, plan: SandboxPlan, attached: Attached, policy: NetworkPolicy) -> None:
-        """Ports and rules anew; the interface, its address and whatever is connected stay."""
-        network = await self.network()
-        self._refuse_unoffered(network, plan)
-        await self.ask_for_ports(plan)
+        """Ports and rules anew, by the configuration that it was attached with; the interface, its address and whatever is
+        connected stay."""
+        attachment = self._attachment(plan)
         try:
-            await self._client.repair(network, self._attachment(plan))
+            network = await self._client.configured(attached.network, attachment)
         except NotCached:
             await self._add(plan, policy)
             return
         except CniError as error:
             raise _failure(error, classify(error)) from error
-        await self._admit(msgspec.structs.replace(attached, policy=policy, ports=plan.ports))
+        self._refuse_unoffered(network, plan)
+        await self.ask_for_ports(plan)
+        self._claim(plan)
+        # Before anything is changed: whoever finds this after us repairs it, even if the change itself was taken back.
+        await self._record(msgspec.structs.replace(attached, unsettled=True))
+        try:
+            await self._client.repair(attached.network, attachment)
+        except CniError as error:
+            raise _failure(error, classify(error)) from error
+        await self._admit(msgspec.structs.replace(attached, policy=policy, ports=plan.ports, unsettled=False))
 
     async def _admit(self, attached: Attached) -> None:
         """The firewall before the record: what is on record is admitted whenever the agent starts."""
         await self._isolation.admit(attached)
+        await self._record(attached)
+        self._claims.settle(attached.ref.uid, attached.ports)
+
+    async def _record(self, attached: Attached) -> None:
         try:
             await asyncio.to_thread(self._attachments.put, attached)
         except OSError as error:
             raise SandboxFailed(
                 f"cannot record the network of {attached.ref} beside {self.settings.names}: {error}; make room there"
             ) from error
+
+    def _claim(self, plan: SandboxPlan) -> None:
+        """Ask and take without an await between: two that attach at the same time cannot both get a number."""
+        self._refuse_held(plan)
+        self._claims.add(plan.ref.uid, plan.ports)
+
+    def _refuse_held(self, plan: SandboxPlan) -> None:
+        for port in plan.ports:
+            holder = self._claims.holder(plan.ref.uid, port)
+            if holder is not None:
+                attached = self._attachments.get(holder)
+                named = str(attached.ref) if attached is not None else f"the runtime with uid {holder}"
+                raise PortHeld(port.name, port.host_port, port.protocol, named)
+
+    async def _forget_holder_without_record(self, uid: Uid, port: HostPort) -> None:
+        """What an earlier agent left half attached may have been swept since."""
+        holder = self._claims.holder(uid, port)
+        if holder is None or not self._claims.is_recalled(holder) or self._attachments.get(holder) is not None:
+            return
+        if not await self._cached(self.settings.ids.id(holder)):
+            self._claims.drop(holder)
 
     async def _is_taken(self, port: HostPort) -> bool:
         try:
@@ -245,14 +309,21 @@ class CniSandbox:
         if plan.ports and not network.offers("portMappings"):
             raise SandboxFailed(
                 f"{plan.ref} asks for ports on the node, and no plugin of network {network.name} has the capability "
-                "portMappings: add the portmap plugin to its configuration",
+                "portMappings: add the portmap plugin to its configuration; what is attached already gets it when its network "
+                "is made anew (desiredState Removed, then Running)",
                 reason=Reason.CNI_CONFIGURATION_INVALID,
             )
 
     # ------------------------------------------------------------------------------------------ detaching
 
     async def _detach(self, uid: Uid) -> None:
-        """DEL with what was recorded, tolerant and always, also where nothing but a part of it is left."""
+        """Everything away, also where nothing but a part of it is left."""
+        await self._undo(uid)
+        self._claims.drop(uid)
+        await asyncio.to_thread(self._attachments.remove, uid)
+
+    async def _undo(self, uid: Uid) -> None:
+        """DEL with what was recorded, tolerant and always, of whatever network it was."""
         for record in await self._cached(self.settings.ids.id(uid)):
             if isinstance(record, Record):
                 await self._twice(partial(self._client.delete_cached, replace(record, netns=await self._netns(uid))))
@@ -260,7 +331,6 @@ class CniSandbox:
                 container = self.settings.ids.id(uid)
                 attachment = Attachment(container_id=container, netns=await self._netns(uid), ifname=IFNAME)
                 await self._twice(partial(self._client.delete, await self.network(), attachment))
-        await asyncio.to_thread(self._attachments.remove, uid)
 
     async def _cached(self, container_id: str) -> tuple[Record | Damaged, ...]:
         try:
@@ -270,6 +340,7 @@ class CniSandbox:
 
     async def _delete(self, network: Network, attachment: Attachment) -> None:
         await self._twice(partial(self._client.delete, network, attachment))
+        self._claims.drop(self.settings.ids.uid(attachment.container_id))
 
     async def _twice(self, delete: Callable[[], Awaitable[None]]) -> None:
         """DEL, again where the first one cleared its own way. Raises `SandboxFailed`."""
@@ -308,7 +379,7 @@ class CniSandbox:
             addresses=attached.addresses,
             ports=attached.ports,
             policy=attached.policy,
-            damage=damage.text if damage is not None else "",
+            damage=damage.text if damage is not None else _UNSETTLED if attached.unsettled else "",
         )
 
     def _attachment(self, plan: SandboxPlan) -> Attachment:
@@ -330,8 +401,11 @@ def _attached(plan: SandboxPlan, policy: NetworkPolicy, network: Network, result
     inside = next((link for link in result.interfaces if link.sandbox and link.name == IFNAME), None)
     # The reference plugins list the node's links before the sandbox's, a bridge before the veth that is its port.
     outside = [link.name for link in result.interfaces if not link.sandbox]
+    there = bridged(network)
     return Attached(
         ref=plan.ref,
+        bridge=there.bridge if there is not None else "",
+        subnets=tuple(str(subnet) for subnet in there.subnets) if there is not None else (),
         network=network.name,
         addresses=tuple(str(address) for address in addresses(result, IFNAME)),
         port=outside[-1] if outside else "",

@@ -25,5 +25,9 @@ class ContainerIds:
     def id(self, uid: Uid) -> str:
         return f"{self.prefix}{uid}"
 
+    def uid(self, container_id: str) -> Uid:
+        """Whose id of ours it is."""
+        return Uid(container_id.removeprefix(self.prefix))
+
     def is_ours(self, container_id: str) -> bool:
         return container_id.startswith(self.prefix)

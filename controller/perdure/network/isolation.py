@@ -1,4 +1,4 @@
-"""Who may reach whom: the attachments of this node as members of the firewall of their network, policies as pairs of them.
+"""Who may reach whom: the attachments of this node as members of the firewall of their bridge, policies as pairs of them.
 
 Called by `cni_sandbox` with each runtime that comes and goes, and by `upkeep` from time to time. A network that is not a
 bridge with addresses from `host-local` has no firewall of ours: its own plugins decide who may talk.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from itertools import product
 
 import structlog
@@ -17,10 +17,11 @@ import structlog
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Kind, Uid
 from perdure.network.attachments import Attached, Attachments
-from perdure.network.bridged import bridged
+from perdure.network.bridged import Bridged, bridged
 from perdure.network.cni.configuration import Network
 from perdure.network.firewall import Firewall
-from perdure.network.rules import Allowed, Member, NetworkRules, NodePort, Transport
+from perdure.network.rules import Allowed, Member, NetworkRules, NodePort, Subnet, Transport, beyond, merged
+from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
 
 log = structlog.get_logger(__name__)
@@ -66,27 +67,37 @@ def rules_of(installation: InstallationId, network: Network, open_ports: frozens
 
 
 class Isolation:
-    """One per agent. `firewall` makes the firewall of a network from its rules."""
+    """One per agent: a firewall for each bridge that somebody is on, or that the node's configuration names.
+
+    What an attachment was made with counts, not what is configured now: a changed configuration takes nothing from those
+    who run. Nothing passes from one bridge to another, whatever policies say: no set of a firewall holds both ends.
+    """
 
     def __init__(
         self,
         installation: InstallationId,
         attachments: Attachments,
         open_ports: frozenset[NodePort] = frozenset(),
-        firewall: Callable[[NetworkRules], Firewall] = Firewall,
+        tables: Tables | None = None,
     ) -> None:
         self._open_ports = open_ports
         self._installation = installation
         self._attachments = attachments
-        self._make = firewall
-        self._firewall: Firewall | None = None
+        self._tables = tables if tables is not None else Tables(installation)
+        self._present: Bridged | None = None
+        self._firewalls: dict[str, Firewall] = {}
+        """By bridge."""
         self._here: dict[Uid, Attached] = {}
+        self._begun = False
+        self._arranged = False
+        """Whether the firewalls are those that are wanted. What failed on the way is done by the next call."""
         self._turn = asyncio.Lock()
 
     async def use(self, network: Network) -> None:
-        """From now on the firewall of `network`, with everybody on it who is on record. Raises `SandboxFailed`."""
+        """Whoever is admitted next may be on `network`: it has a firewall from now on. Raises `SandboxFailed`."""
         try:
-            rules = rules_of(self._installation, network, self._open_ports)
+            rules_of(self._installation, network, self._open_ports)
+            there = bridged(network)
         except ValueError as error:
             raise SandboxFailed(
                 f"the firewall cannot be made for network {network.name}: {error}; correct its configuration",
@@ -94,41 +105,122 @@ class Isolation:
                 of_node=True,
             ) from error
         async with self._turn:
-            if rules == (self._firewall.rules if self._firewall is not None else None):
+            if self._arranged and there == self._present:
                 return
-            if self._firewall is not None and not self._here:
-                # Nobody is on the old network any more. As long as somebody is, its rules go on to hold.
-                await self._firewall.remove()
-            if rules is None:
+            if there is None:
                 log.warning("network_without_isolation", network=network.name, why="it is no bridge with host-local")
-                self._firewall = None
-                return
-            # Whoever was attached when the network of this name was none of a bridge has no port that could be protected.
-            known = (one for one in self._attachments.all() if one.network == network.name and one.port and one.mac)
-            self._here = {one.ref.uid: one for one in known}
-            firewall = self._make(rules)
-            await firewall.restore(map(_member, self._here.values()), allowed(self._here.values()))
-            self._firewall = firewall
+            self._present = there
+            await self._arrange()
 
     async def admit(self, attached: Attached) -> None:
         """Before the runtime starts, and when its policy changed. Raises `SandboxFailed`."""
+        uid = attached.ref.uid
+        member = _protected(attached) if attached.bridge else None
         async with self._turn:
-            self._here[attached.ref.uid] = attached
-            if self._firewall is not None:
-                await self._firewall.admit(_protected(attached))
-                await self._firewall.allow(allowed(self._here.values()))
+            self._begin()
+            former = self._here.pop(uid, None)
+            if former is not None and former.bridge != attached.bridge:
+                await self._leave(former)
+            if member is None:
+                return
+            self._here[uid] = attached
+            if not self._arranged or attached.bridge not in self._firewalls:
+                await self._arrange()
+            await self._firewalls[attached.bridge].admit(member)
+            await self._allow()
 
     async def expel(self, uid: Uid) -> None:
         """After the runtime has stopped, before its address may be another's. Raises `SandboxFailed`."""
         async with self._turn:
-            self._here.pop(uid, None)
-            if self._firewall is not None:
-                await self._firewall.expel(uid)
-                await self._firewall.allow(allowed(self._here.values()))
+            self._begin()
+            leaving = self._here.pop(uid, None)
+            if leaving is not None:
+                await self._leave(leaving)
 
     async def ensure(self) -> tuple[str, ...]:
-        """Put back what somebody took away; what that was. Raises `SandboxFailed`."""
-        return await self._firewall.ensure() if self._firewall is not None else ()
+        """Put back what somebody took away; what that was. One that fails keeps no other from it. Raises `SandboxFailed`."""
+        async with self._turn:
+            self._begin()
+            if not self._arranged:
+                await self._arrange()
+            repaired: list[str] = []
+            failures: list[SandboxFailed] = []
+            for firewall in self._firewalls.values():
+                try:
+                    repaired += await firewall.ensure()
+                except SandboxFailed as error:
+                    failures.append(error)
+            if failures:
+                raise failures[0]
+            return tuple(repaired)
+
+    def _begin(self) -> None:
+        """With who is on record. Whoever has no port on a bridge of ours cannot be protected by it."""
+        if not self._begun:
+            self._begun = True
+            self._here = {one.ref.uid: one for one in self._attachments.all() if one.bridge and one.port and one.mac}
+
+    async def _leave(self, leaving: Attached) -> None:
+        """The last one of a bridge that is not configured any more takes its firewall along."""
+        firewall = self._firewalls.get(leaving.bridge)
+        if firewall is not None:
+            await firewall.expel(leaving.ref.uid)
+            await self._allow()
+        if leaving.bridge not in self._wanted():
+            await self._arrange()
+
+    async def _allow(self) -> None:
+        pairs = allowed(self._here.values())
+        for firewall in self._firewalls.values():
+            await firewall.allow(pairs)
+
+    async def _arrange(self) -> None:
+        """Exactly the firewalls that are wanted, those of earlier agents included. One transaction for each that changes;
+        one that fails keeps no other from it."""
+        self._begin()
+        self._arranged = False
+        wanted = self._wanted()
+        failures: list[SandboxFailed] = []
+        for bridge in self._firewalls.keys() - wanted.keys():
+            del self._firewalls[bridge]
+        for bridge, rules in wanted.items():
+            known = self._firewalls.get(bridge)
+            if known is not None and known.rules == rules:
+                continue
+            firewall = self._tables.firewall(rules)
+            members = [_member(one) for one in self._here.values() if one.bridge == bridge]
+            try:
+                await firewall.restore(members, allowed(self._here.values()))
+            except SandboxFailed as error:
+                failures.append(error)
+            else:
+                self._firewalls[bridge] = firewall
+        await self._tables.keep({rules.table for rules in wanted.values()})
+        if failures:
+            raise failures[0]
+        self._arranged = True
+
+    def _wanted(self) -> dict[str, NetworkRules]:
+        """By bridge: the subnets of all who are on it, and of the present configuration."""
+        subnets: dict[str, set[Subnet]] = {}
+        names: dict[str, set[str]] = {}
+        if self._present is not None:
+            subnets[self._present.bridge] = set(self._present.subnets)
+            names[self._present.bridge] = {self._present.network}
+        for one in self._here.values():
+            subnets.setdefault(one.bridge, set()).update(ip_network(subnet) for subnet in one.subnets)
+            names.setdefault(one.bridge, set()).add(one.network)
+        return {
+            bridge: NetworkRules(
+                self._installation,
+                ", ".join(sorted(names[bridge])),
+                bridge,
+                merged(own),
+                self._open_ports,
+                beyond(own, {subnet for other, theirs in subnets.items() if other != bridge for subnet in theirs}),
+            )
+            for bridge, own in subnets.items()
+        }
 
 
 def allowed(here: Iterable[Attached]) -> frozenset[Allowed]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from itertools import combinations
 
 from perdure.api.names import InstallationId, NamespaceUid, Uid
@@ -44,7 +45,10 @@ class NodePort:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRules:
-    """One network of one installation on this node. Raises `ValueError` for what cannot be told apart or programmed."""
+    """What is on one bridge of this node for one installation: as a rule one network, and all whose configuration named this
+    bridge as long as runtimes are on them. `name` is for messages: the networks'.
+
+    Raises `ValueError` for what cannot be told apart or programmed."""
 
     installation: InstallationId
     name: str
@@ -64,9 +68,44 @@ class NetworkRules:
 
     @property
     def table(self) -> str:
-        """Name of our tables: two installations, or two networks, on one host have different ones."""
-        digest = hashlib.sha256(f"{self.installation}\0{self.name}".encode()).hexdigest()
-        return f"perdure-{digest[:12]}"
+        """Name of our tables: two installations, or two bridges, on one host have different ones. Two networks on one bridge
+        have one together: each of two would drop what the other's members send."""
+        return table_prefix(self.installation) + _digest(self.bridge)
+
+
+def table_prefix(installation: InstallationId) -> str:
+    """How the names of all tables of the installation begin, and of no other's."""
+    return f"perdure-{_digest(installation)}-"
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def merged(subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:
+    """The same addresses, IPv4 first, in subnets that do not overlap."""
+    given = tuple(subnets)
+    return (
+        *collapse_addresses(one for one in given if isinstance(one, IPv4Network)),
+        *collapse_addresses(one for one in given if isinstance(one, IPv6Network)),
+    )
+
+
+def beyond(own: Iterable[Subnet], others: Iterable[Subnet]) -> tuple[Subnet, ...]:
+    """What no runtime on a bridge with the subnets `own` reaches: the metadata addresses, and runtimes on other bridges.
+    Who has an address in a subnet of both is told by the sets of members."""
+    found: list[Subnet] = list(others)
+    for mine in own:
+        found = [part for one in found for part in _without(one, mine)]
+    return merged((*METADATA, *found))
+
+
+def _without(one: Subnet, mine: Subnet) -> Iterable[Subnet]:
+    if isinstance(one, IPv4Network) and isinstance(mine, IPv4Network):
+        return () if one.subnet_of(mine) else one.address_exclude(mine) if mine.subnet_of(one) else (one,)
+    if isinstance(one, IPv6Network) and isinstance(mine, IPv6Network):
+        return () if one.subnet_of(mine) else one.address_exclude(mine) if mine.subnet_of(one) else (one,)
+    return (one,)
 
 
 @dataclass(frozen=True, slots=True)

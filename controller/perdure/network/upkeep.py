@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,12 @@ from perdure.api.names import Uid
 from perdure.network import bridge, inspection, netns
 from perdure.network.attachments import Attached, Attachments, Damage
 from perdure.network.bridge import Bridge
-from perdure.network.bridged import Bridged
 from perdure.network.cni.attachment import Attachment
+from perdure.network.cni.cache import Record
 from perdure.network.cni.client import CniClient
-from perdure.network.cni.configuration import Network
+from perdure.network.cni.configuration import Network, parse
 from perdure.network.cni.error_classes import ErrorClass
-from perdure.network.cni.errors import CniError, NotCached
+from perdure.network.cni.errors import CniError, ConfigurationError, NotCached
 from perdure.network.cni.retries import classify
 from perdure.network.cni_sandbox import IFNAME, CniSandbox
 from perdure.network.command import Launcher, run
@@ -47,6 +47,29 @@ _LED_ON = re.compile(r"^-A FORWARD .*-j CNI-FORWARD", re.MULTILINE)
 """Rules into the chains of portmap and of the firewall plugin, which those plugins' CHECK does not look for."""
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What runs, with the configuration that it was attached by; None where that cannot be read."""
+
+    attached: Attached
+    network: Network | None
+
+    @property
+    def uid(self) -> Uid:
+        return self.attached.ref.uid
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether the firewall plugin has rules of it."""
+        return self.network is not None and any(plugin.type == "firewall" for plugin in self.network.plugins)
+
+    @property
+    def has_gateway(self) -> bool:
+        """Whether its bridge has an address of each subnet that is in use."""
+        there = bridge_of(self.network) if self.network is not None else None
+        return there is not None and there.is_gateway
 
 
 @dataclass(slots=True)
@@ -76,74 +99,78 @@ class Upkeep:
             await asyncio.sleep(LOOK_SECONDS * random.uniform(0.8, 1.2))
 
     async def go_round(self, *, sweep: bool) -> frozenset[str]:
-        """One look, and one sweep if asked for: what could not be done."""
-        failures: list[SandboxFailed] = []
+        """One look at what runs, whatever has become of the configuration, and one sweep if asked for: what could not be
+        done."""
+        failures = await self.look() if self.attachments.uids() else []
         try:
             network = await self.sandbox.network()
+            failures += await self.sweep(network) if sweep else []
         except SandboxFailed as error:
-            # A node without a network is none that is broken.
-            return frozenset() if error.reason is Reason.NO_CNI_CONFIGURATION else frozenset({str(error)})
-        if self.attachments.uids():
-            failures += await self.look(network)
-        if sweep:
-            failures += await self.sweep(network)
+            if error.reason is not Reason.NO_CNI_CONFIGURATION:  # a node without a network is none that is broken
+                failures.append(error)
         return frozenset(map(str, failures))
 
-    async def look(self, network: Network) -> list[SandboxFailed]:
-        """Firewall, interfaces, port rules, each whatever became of the others: what could not be looked at."""
-        here = {one.ref.uid: one for one in self.attachments.all() if one.network == network.name and one.addresses}
-        return await _all_of(
-            self._look_at_firewall(network), self._look_at_interfaces(network, here), self._look_at_rules(network, here)
-        )
+    async def look(self) -> list[SandboxFailed]:
+        """Firewalls, interfaces, rules of plugins, of all that is attached, by whatever configuration, each whatever became
+        of the others: what could not be looked at."""
+        return await _all_of(self._look_at_firewalls(), self._look_at_links_and_rules())
 
-    async def _look_at_firewall(self, network: Network) -> None:
-        await self.isolation.use(network)
+    async def _look_at_firewalls(self) -> None:
         repaired = await self.isolation.ensure()
         if repaired:
-            log.warning("firewall_was_changed", network=network.name, repaired=repaired)
+            log.warning("firewall_was_changed", repaired=repaired)
 
-    async def _look_at_interfaces(self, network: Network, here: Mapping[Uid, Attached]) -> None:
-        expected = [
-            inspection.Expected(uid, self.names / uid, IFNAME, one.addresses, one.ways_out) for uid, one in here.items()
+    async def _look_at_links_and_rules(self) -> None:
+        here = await self._attached_here()
+        failures = await _all_of(self._look_at_interfaces(here), self._look_at_rules(here))
+        if failures:
+            raise failures[0]
+
+    async def _attached_here(self) -> list[_Here]:
+        """With the configurations of their ADDs, which are few."""
+        try:
+            records = await self.client.cached()
+        except CniError as error:
+            raise SandboxFailed(f"cannot see how runtimes were attached: {error}") from error
+        networks: dict[bytes, Network | None] = {}
+        made: dict[tuple[str, str], Network | None] = {}
+        for record in records:
+            if isinstance(record, Record):
+                if record.network not in networks:
+                    networks[record.network] = _parsed(record)
+                made[record.network_name, record.container_id] = networks[record.network]
+        ids = self.sandbox.settings.ids
+        return [
+            _Here(one, made.get((one.network, ids.id(one.ref.uid)))) for one in self.attachments.all() if one.addresses
         ]
-        inside = await asyncio.to_thread(inspection.damaged, expected)
-        for uid, why in {**await self._off_the_bridge(network, here), **inside}.items():
-            self._damaged(here[uid], Damage(why, interface=True))
 
-    async def _off_the_bridge(self, network: Network, here: Mapping[Uid, Attached]) -> dict[Uid, str]:
-        """Whose link on the node's side leads nowhere. Of what concerns the bridge itself one runtime is told: attaching it
-        anew mends the bridge, and the others keep their connections."""
-        there = bridge_of(network)
-        ports = {one.port: uid for uid, one in here.items() if one.port}
-        if there is None or not ports:
-            return {}
-        found = await bridge.look(there.bridge, self.launcher)
-        if found is None:
-            return dict.fromkeys(ports.values(), f"bridge {there.bridge} is gone")
-        up = {port.name: port.is_up for port in found.ports}
-        broken = {
-            uid: f"link {name} is no port of bridge {there.bridge}" for name, uid in ports.items() if name not in up
-        }
-        broken |= {uid: f"link {name} is down" for name, uid in ports.items() if up.get(name) is False}
-        wrong = "is down" if not found.is_up else _lost_as_gateway(there, found, here.values())
-        if not broken and wrong:
-            broken[min(ports.values())] = f"bridge {there.bridge} {wrong}"
-        return broken
+    async def _look_at_interfaces(self, here: Sequence[_Here]) -> None:
+        expected = [
+            inspection.Expected(it.uid, self.names / it.uid, IFNAME, it.attached.addresses, it.attached.ways_out)
+            for it in here
+        ]
+        wrong = await asyncio.to_thread(inspection.damaged, expected)
+        for name in sorted({it.attached.bridge for it in here if it.attached.bridge}):
+            on_it = [it for it in here if it.attached.bridge == name]
+            wrong = {**_off_the_bridge(name, await bridge.look(name, self.launcher), on_it), **wrong}
+        for it in here:
+            if it.uid in wrong:
+                self._damaged(it.attached, Damage(wrong[it.uid], interface=True))
 
-    async def _look_at_rules(self, network: Network, here: Mapping[Uid, Attached]) -> None:
+    async def _look_at_rules(self, here: Sequence[_Here]) -> None:
         """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
         for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
-            present = [one for one in here.values() if version in _versions(one)]
+            present = [it for it in here if version in _versions(it.attached)]
             for table, asked, has, hook in (
-                ("nat", [one for one in present if one.ports], _is_named, _LED_IN),
-                ("filter", present if _accepts(network) else [], partial(_is_accepted, version), _LED_ON),
+                ("nat", [it.attached for it in present if it.attached.ports], _is_named, _LED_IN),
+                ("filter", [it.attached for it in present if it.is_accepted], partial(_is_accepted, version), _LED_ON),
             ):
                 if not asked:
                     continue
                 rules = await run(f"reading rules of table {table}", program, "-t", table, launcher=self.launcher)
                 there = [one for one in asked if has(one, rules)]
                 for one in asked:
-                    damage = await self._checked(network, one, table, rules) if one not in there else None
+                    damage = await self._checked(one, table, rules) if one not in there else None
                     if damage is not None:
                         self._damaged(one, damage)
                 if there and hook.search(rules) is None:
@@ -184,7 +211,7 @@ class Upkeep:
         except OSError as error:
             raise SandboxFailed(f"cannot see whether anything lives in {self.names / uid}: {error}") from error
 
-    async def _checked(self, network: Network, attached: Attached, table: str, rules: str) -> Damage | None:
+    async def _checked(self, attached: Attached, table: str, rules: str) -> Damage | None:
         """What the plugins say of one that has nothing among these rules of iptables: they alone know how theirs look.
 
         Only what is surely wrong with the interface has it attached anew, for that cuts connections; a plugin that cannot
@@ -194,7 +221,7 @@ class Upkeep:
         attachment = Attachment(self.sandbox.settings.ids.id(uid), str(self.names / uid), IFNAME)
         in_iptables = table == "nat" or ":CNI-FORWARD " in rules
         try:
-            if await self.client.check(network, attachment):
+            if await self.client.check(attached.network, attachment):
                 return None
         except NotCached as error:
             return Damage(str(error), interface=False)
@@ -218,23 +245,40 @@ def _versions(attached: Attached) -> frozenset[int]:
     return frozenset(ip_address(address).version for address in attached.addresses)
 
 
-def _lost_as_gateway(there: Bridged, found: Bridge, here: Iterable[Attached]) -> str:
+def _parsed(record: Record) -> Network | None:
+    try:
+        return parse(record.network, f"the cached configuration of {record.container_id}")
+    except ConfigurationError as error:
+        log.info("configuration_unreadable", container_id=record.container_id, error=str(error))
+        return None
+
+
+def _off_the_bridge(name: str, found: Bridge | None, here: Sequence[_Here]) -> dict[Uid, str]:
+    """Whose link on the node's side leads nowhere. Of what concerns the bridge itself one runtime is told: attaching it anew
+    mends the bridge, and the others keep their connections."""
+    ports = {it.attached.port: it.uid for it in here if it.attached.port}
+    if found is None:
+        return dict.fromkeys(ports.values(), f"bridge {name} is gone")
+    up = {port.name: port.is_up for port in found.ports}
+    broken = {uid: f"link {port} is no port of bridge {name}" for port, uid in ports.items() if port not in up}
+    broken |= {uid: f"link {port} is down" for port, uid in ports.items() if up.get(port) is False}
+    wrong = "is down" if not found.is_up else _lost_as_gateway(found, here)
+    if not broken and wrong and ports:
+        broken[min(ports.values())] = f"bridge {name} {wrong}"
+    return broken
+
+
+def _lost_as_gateway(found: Bridge, here: Sequence[_Here]) -> str:
     """What the bridge lacks of the addresses that runtimes send to on their way out."""
-    if not there.is_gateway:
-        return ""
-    given, own = ([ip_address(text) for text in texts] for texts in (_addresses_of(here), found.addresses))
-    for subnet in there.subnets:
-        if any(address in subnet for address in given) and not any(address in subnet for address in own):
-            return f"has lost its address of {subnet}"
+    own = [ip_address(text) for text in found.addresses]
+    for it in here:
+        if not it.has_gateway:
+            continue
+        for subnet in map(ip_network, it.attached.subnets):
+            given = any(ip_address(text) in subnet for text in it.attached.addresses)
+            if given and not any(address in subnet for address in own):
+                return f"has lost its address of {subnet}"
     return ""
-
-
-def _addresses_of(here: Iterable[Attached]) -> list[str]:
-    return [address for one in here for address in one.addresses]
-
-
-def _accepts(network: Network) -> bool:
-    return any(plugin.type == "firewall" for plugin in network.plugins)
 
 
 def _is_named(attached: Attached, rules: str) -> bool:

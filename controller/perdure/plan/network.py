@@ -12,9 +12,9 @@ from perdure.api.network import NetworkMode
 from perdure.api.phases import Phase
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.health import MESSAGE_CHARACTERS, HealthEvent, HealthKind
-from perdure.plan.ports import host_ports, numbers_of
+from perdure.plan.ports import host_ports, numbers_of, still_wanted
 from perdure.plan.scene import Scene
-from perdure.plan.steps import CreateSandbox, Note, Plan, RemoveSandbox, RepairNetwork
+from perdure.plan.steps import CreateSandbox, LeadOutPorts, Note, Plan, RemoveSandbox, RepairNetwork
 from perdure.plan.way_down import stop_and_reap
 from perdure.plan.world import OWN_NAMESPACE, Failure, Op, SandboxFacts, Source, TaskState
 
@@ -30,6 +30,17 @@ def has_another_network(scene: Scene) -> bool:
     """Whether its network is of another kind than the spec asks for: then it stops by wish, and starts in a new one."""
     sandbox, wanted = scene.world.observed.sandbox, scene.runtime.spec.network.mode
     return isinstance(sandbox, Present) and wanted is not None and sandbox.it.mode is not wanted
+
+
+def given_up_ports_lead_out(scene: Scene) -> Plan | None:
+    """Without a process, too: the ledger gives a number that is not asked for any more to whoever asks next."""
+    sandbox = scene.world.observed.sandbox
+    if scene.task is not None or scene.record.running or not isinstance(sandbox, Present) or not sandbox.it.attached:
+        return None
+    kept = still_wanted(scene.runtime, scene.record, sandbox.it)
+    if kept == sandbox.it.ports:
+        return None
+    return scene.do(LeadOutPorts(kept), phase=scene.record.phase)
 
 
 def network_fits(scene: Scene) -> Plan | None:

@@ -38,6 +38,15 @@ def numbered_ports(runtime: Runtime, numbers: Mapping[str, int]) -> tuple[HostPo
     )
 
 
+def still_wanted(runtime: Runtime, record: Record, facts: SandboxFacts) -> tuple[HostPort, ...]:
+    """What of the served ports is asked for as it is. A number that the controller has not told (any more) is not another."""
+    numbers = {port.name: port.host_port for port in facts.ports} | numbers_of(runtime, record)
+    asked = {port.name: port.host_port for port in runtime.spec.ports if port.policy is PortPolicy.STATIC}
+    numbers |= {name: number for name, number in asked.items() if number is not None}
+    wanted = frozenset(numbered_ports(runtime, numbers))
+    return tuple(port for port in facts.ports if port in wanted)
+
+
 def shown_ports(runtime: Runtime, facts: SandboxFacts) -> tuple[PortStatus, ...]:
     """The ports of the spec as the node serves them; one that is not led in yet has no number."""
     numbers = {port.name: port.host_port for port in facts.ports}

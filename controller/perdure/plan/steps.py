@@ -17,6 +17,7 @@ from perdure.plan.world import (
     Code,
     Exit,
     Halted,
+    HostPort,
     ImageFacts,
     Op,
     Outcome,
@@ -165,6 +166,13 @@ class RepairNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class LeadOutPorts:
+    """Of a runtime without a process: take its network the ports that it does not ask for any more, and may be another's."""
+
+    kept: tuple[HostPort, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveSandbox:
     pass
 
@@ -259,6 +267,7 @@ Step = (
     | RestoreWorkspace
     | CreateSandbox
     | RepairNetwork
+    | LeadOutPorts
     | RemoveSandbox
     | CreateContainer
     | StartTask

@@ -30,6 +30,7 @@ _RULES: tuple[Rule, ...] = (
     data.archive_is_out_of_date,
     cleanup.task_came_between,
     data.name_of_image,
+    network.given_up_ports_lead_out,
     stopping.stop_is_wanted,
     stopping.stop_goes_on,
     data.restore_is_finished_first,

@@ -23,6 +23,7 @@ from perdure.plan.steps import (
     Forget,
     KeepWorkspace,
     KillTask,
+    LeadOutPorts,
     Note,
     PrepareWorkspace,
     PurgeArchives,
@@ -108,6 +109,8 @@ class Executor:
                 await self._networks.create(world, pid)
             case RepairNetwork(why):
                 await self._networks.repair(world, why)
+            case LeadOutPorts(kept):
+                await self._networks.lead_out(world, kept)
             case RemoveSandbox():
                 await self._hands.sandbox.remove(ref)
             case CreateContainer(_, image, mark):

@@ -9,17 +9,22 @@ from dataclasses import replace
 import structlog
 
 from perdure.api.conditions import Reason
+from perdure.plan.allotment import wanted_ports
 from perdure.plan.binding import Refused
 from perdure.plan.ports import numbered_ports, numbers_of
-from perdure.plan.world import World
+from perdure.plan.world import HostPort, World
 from perdure.reconcile.hands import Hands, Place, live
-from perdure.reconcile.ports.errors import PortError, PortTaken
+from perdure.reconcile.ports.errors import PortError, PortHeld, PortTaken
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 PORTS_TRIED = 16
 """How many numbers that foreign listeners hold are passed over in one start."""
 
 log = structlog.get_logger(__name__)
+
+
+class PortRefused(PortError):
+    """The ledger gives no other number for a port."""
 
 
 class NetworkSteps:
@@ -46,6 +51,14 @@ class NetworkSteps:
             await self._journal(world, numbers)
         await self._hands.sandbox.attach(plan)
 
+    async def lead_out(self, world: World, kept: tuple[HostPort, ...]) -> None:
+        """Nothing but `kept` leads into it any more; nothing new does, either: that comes with its start."""
+        record, plan = self._hands.record(world.ref), self._plan(world, {}, None)
+        log.info("ports_led_out", runtime=str(world.ref), uid=world.ref.uid, kept=[port.host_port for port in kept])
+        asked = {port.name for port in wanted_ports(live(world).spec)}
+        await self._journal(world, {name: at for name, at in record.host_ports if name in asked})
+        await self._hands.sandbox.attach(replace(plan, ports=kept))
+
     async def _settle_ports(self, world: World) -> SandboxPlan:
         """Numbers that nobody else on the node listens on: in the ledger, then in the journal, and only then served."""
         others: dict[str, int] = {}
@@ -57,7 +70,12 @@ class NetworkSteps:
             except PortTaken as taken:
                 if chances == 0:
                     raise
-                others[taken.name] = await self._reserved_instead(world, taken.name, taken.number)
+                try:
+                    others[taken.name] = await self._reserved_instead(world, taken.name, taken.number)
+                except PortRefused as refused:
+                    if isinstance(taken, PortHeld):
+                        raise taken from refused  # it passes, and nobody has to end a program
+                    raise
                 continue
             if await self._hands.ledger.ports_published(world.ref, numbers):
                 await self._journal(world, numbers)
@@ -73,7 +91,7 @@ class NetworkSteps:
     async def _reserved_instead(self, world: World, name: str, number: int) -> int:
         answer = await self._hands.ledger.replace_port(world.ref, self._place.node_name, name, number)
         if isinstance(answer, Refused):
-            raise PortError(answer.message, reason=answer.reason)
+            raise PortRefused(answer.message, reason=answer.reason)
         if answer is None:
             raise PortError(f"port {name} of {world.ref} is not reserved any more", reason=Reason.IN_PROGRESS)
         log.info("port_passed_over", runtime=str(world.ref), port=number, instead=answer)

@@ -106,7 +106,7 @@ async def upkeep(stage: Stage, configured: Path) -> list[Row]:
             raise BenchmarkError(f"{executions} counts {while_attaching} executions of plugins in {LOOKED_AFTER} ADDs")
         for _ in range(LOOKS):
             with meter.measuring("upkeep's look"):
-                await attaching.networks.upkeep.look(attaching.network)
+                await attaching.networks.upkeep.look()
         executed = _lines(executions) - while_attaching
         if attaching.damaged:
             raise BenchmarkError(f"upkeep found healthy networks damaged: {attaching.damaged}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -190,6 +191,25 @@ class OwnNode:
         server.bind((address, port))
         server.listen(8)
         return server
+
+    def led_in(self, uid: Uid) -> set[int]:
+        """The TCP ports that the kernel's rules lead into it, according to what is addressed to its own addresses."""
+        rules = run("iptables-save", "-t", "nat") + run("ip6tables-save", "-t", "nat")
+        own = {f"[{address}]" if ":" in address else address for address in self.addresses(uid)}
+        found = re.findall(r"^-A CNI-DN-\S+ .*--dport (\d+) .*--to-destination (\S+):\d+$", rules, re.MULTILINE)
+        return {int(number) for number, target in found if target in own}
+
+    def answers(self, uid: Uid, number: int, container_port: int = 80) -> bool:
+        """Whether a connection to a port of the node arrives in the runtime."""
+        with self.listen(uid, self.addresses(uid)[0], container_port) as server:
+            try:
+                client = socket.create_connection((GATEWAY4, number), timeout=WAIT_SECONDS)
+            except ConnectionRefusedError:
+                return False
+            with client:
+                server.settimeout(WAIT_SECONDS)
+                server.accept()[0].close()
+            return True
 
     def links(self) -> list[str]:
         return [one["ifname"] for one in json.loads(run("ip", "-j", "link"))]

@@ -156,7 +156,7 @@ class Starts:
         """Until cancelled: what an agent does beside."""
         network = self.node.network()
         while True:
-            failures = [*await self.networks.upkeep.look(network), *await self.networks.upkeep.sweep(network)]
+            failures = [*await self.networks.upkeep.look(), *await self.networks.upkeep.sweep(network)]
             self.outcome.lost += [f"looking after: {failure}" for failure in failures]
             await asyncio.sleep(LOOK_SECONDS)
 

@@ -67,7 +67,7 @@ async def test_a_runtime_with_ipv6_alone_is_reached_by_address_and_by_port_and_i
     with node.listen(server.ref.uid, "fd89::2") as listening:
         assert answers(listening, socket_in(node.netns(client.ref.uid), socket.AF_INET6), "fd89::2", 80)
         assert answers(listening, socket_in(HERE, socket.AF_INET6), "fd89::1", 7001)
-    assert await agent.upkeep.look(node.network()) == []
+    assert await agent.upkeep.look() == []
     assert node.woken == []
     await agent.sandbox.remove(server.ref)
     await agent.sandbox.remove(client.ref)
@@ -79,7 +79,7 @@ async def test_a_lost_ipv6_address_is_seen_and_comes_back(node: OwnNode) -> None
     agent, plan = await node.agent(), node.plan()
     await attached(agent.sandbox, plan)
     node.inside(plan.ref.uid, "ip", "address", "flush", "dev", "eth0", "scope", "global")
-    assert await agent.upkeep.look(node.network()) == []
+    assert await agent.upkeep.look() == []
     assert node.woken == [plan.ref.uid]
     facts = await agent.sandbox.attach(plan)
     assert tuple(node.addresses(plan.ref.uid)) == facts.addresses
@@ -93,11 +93,11 @@ async def test_flushed_port_rules_of_ipv6_are_seen_and_come_back(node: OwnNode, 
     facts = await attached(agent.sandbox, plan)
     before = sorted(node.traces())
     run("ip6tables", "-t", "nat", "-F")
-    assert await agent.upkeep.look(node.network()) == []
+    assert await agent.upkeep.look() == []
     assert node.woken == [plan.ref.uid]
     assert await agent.sandbox.attach(plan) == facts, "the interface and its addresses stay"
     assert sorted(node.traces()) == before
     with node.listen(plan.ref.uid, "fd89::2") as listening:
         assert answers(listening, socket_in(HERE, socket.AF_INET6), "fd89::1", 7001)
-    assert await agent.upkeep.look(node.network()) == []
+    assert await agent.upkeep.look() == []
     assert node.woken == [plan.ref.uid]

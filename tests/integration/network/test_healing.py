@@ -3,6 +3,7 @@ any more goes, on a second look, and only where it is this network's."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from tests.integration.network.own_node import BRIDGE, GATEWAY4, PORTMAP, OwnNode, bridge, run, socket_in, tcp
+from tests.integration.network.own_node import BRIDGE, GATEWAY4, PLUGINS, PORTMAP, OwnNode, bridge, run, socket_in, tcp
+from tests.unit.network.cni.plugins import led_in, port_keeper
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.networks import Networks
@@ -35,7 +37,7 @@ class Pair:
     facts: SandboxFacts
 
     async def look(self) -> None:
-        assert await self.agent.upkeep.look(self.node.network()) == []
+        assert await self.agent.upkeep.look() == []
 
     async def damage(self, uid: Uid) -> str:
         plan = self.published if uid == self.published.ref.uid else self.plain
@@ -102,6 +104,49 @@ async def test_flushed_port_rules_come_back_and_whoever_is_connected_stays_so(no
         assert await here.agent.sandbox.attach(here.published) == here.facts
         assert here.port_leads_in()
     assert sorted(node.traces()) == before
+
+
+async def test_edited_ports_answer_and_those_that_were_taken_out_do_not_and_whoever_is_connected_stays_so(
+    node: OwnNode,
+) -> None:
+    here = await pair(node)
+    uid = here.published.ref.uid
+    edits = ((tcp(7002), tcp(7003, "web", 8080)), (tcp(7003, "web", 8080),), (tcp(7003, "web"),), (tcp(7001),))
+    with here.connected():
+        for ports in edits:
+            changed = SandboxPlan(here.published.ref, here.published.spec, ports)
+            facts = await here.agent.sandbox.attach(changed)
+            assert (facts.ports, facts.addresses) == (ports, here.facts.addresses)
+            leading = {port.host_port: port.container_port for port in ports}
+            for number in (7001, 7002, 7003):
+                assert node.answers(uid, number, leading.get(number, 80)) == (number in leading)
+    for plan in (here.published, here.plain):
+        await here.agent.sandbox.remove(plan.ref)
+    assert node.traces() == []
+
+
+@pytest.mark.parametrize("command", ["DEL", "ADD"])
+async def test_a_change_of_ports_that_was_cut_off_is_seen_and_made_whole_even_if_it_is_not_wanted_any_more(
+    node: OwnNode, command: str
+) -> None:
+    plugins = node.folder / "plugins"
+    plugins.mkdir()
+    port_keeper(plugins, "keeper")
+    node.plugins = (plugins, PLUGINS)
+    here = await pair(node, bridge(), {"type": "keeper", "capabilities": {"portMappings": True}})
+    (plugins / f"stop-{command}").touch()
+    changed = SandboxPlan(here.published.ref, here.published.spec, (tcp(7002),))
+    changing = asyncio.create_task(here.agent.sandbox.attach(changed))
+    await asyncio.to_thread((plugins / "begun").read_bytes)
+    changing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await changing
+    (plugins / f"stop-{command}").unlink()
+    here.agent = await node.agent()
+    assert await here.damage(here.published.ref.uid) == "a change of its ports has not ended"
+    assert await here.agent.sandbox.attach(here.published) == here.facts
+    assert led_in(plugins) == {7001}
+    assert await here.damage(here.published.ref.uid) == ""
 
 
 async def test_after_a_flush_of_everything_the_firewall_is_back_with_the_look_and_ports_with_the_repair(

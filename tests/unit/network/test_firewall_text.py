@@ -10,7 +10,7 @@ import pytest
 
 from perdure.api.names import InstallationId, NamespaceUid, Uid
 from perdure.network import listing, ruleset
-from perdure.network.rules import Member, NetworkRules, NodePort, Transport
+from perdure.network.rules import Member, NetworkRules, NodePort, Transport, table_prefix
 from perdure.network.ruleset import TEMPLATE, Element, Family, namespace_chain
 
 RULES = NetworkRules(InstallationId("here"), "agents", "br0", (ip_network("10.1.0.0/24"), ip_network("fd01::/64")))
@@ -24,14 +24,13 @@ MEMBER = Member(
 ONE = NamespaceUid("one")
 
 
-def test_tables_of_other_installations_and_networks_have_other_names() -> None:
-    others = {
-        replace(RULES, installation=InstallationId("there")).table,
-        replace(RULES, name="games").table,
-        replace(RULES, installation=InstallationId("here\0agents"), name="").table,
-    }
-    assert len(others | {RULES.table}) == 4
-    assert replace(RULES, bridge="br1").table == RULES.table
+def test_tables_of_other_installations_and_bridges_have_other_names() -> None:
+    there = replace(RULES, installation=InstallationId("there"))
+    tables = {rules.table for rules in (RULES, there, replace(RULES, bridge="br1"), replace(there, bridge="br1"))}
+    assert len(tables) == 4
+    assert replace(RULES, name="games", subnets=(ip_network("10.2.0.0/24"),)).table == RULES.table
+    ours = [table for table in tables if table.startswith(table_prefix(RULES.installation))]
+    assert len(ours) == 2
 
 
 @pytest.mark.parametrize("name", ["", "a b", 'br"; flush ruleset', "sixteen-letters-", "br0;", "br\n"])

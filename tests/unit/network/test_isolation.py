@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,8 @@ from perdure.network.bridged import DEFAULT_BRIDGE, DEFAULT_DATA_DIR, Bridged, b
 from perdure.network.cni.configuration import Network, parse
 from perdure.network.firewall import Firewall
 from perdure.network.isolation import Isolation, allowed, resolver_is_here, rules_of
-from perdure.network.rules import Allowed, Member, NetworkRules
+from perdure.network.rules import METADATA, Allowed, Member, NetworkRules, beyond, merged
+from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
 
 INSTALLATION = InstallationId("an-installation")
@@ -37,12 +38,16 @@ def attached(
     kind: Kind = Kind.BOT,
     on: str = "agents",
     port: str | None = None,
+    bridge: str = "br0",
+    subnet: str = "10.88.0.0/24",
 ) -> Attached:
     number = int(uid)
     return Attached(
         ref=RuntimeRef(kind, namespace, f"r{uid}", Uid(uid), NamespaceUid(f"ns-{namespace}")),
         network=on,
-        addresses=(f"10.88.0.{number}",),
+        bridge=bridge,
+        subnets=(subnet,) if bridge else (),
+        addresses=(str(ip_network(subnet)[number]),),
         port=f"veth{uid}" if port is None else port,
         mac=f"02:00:00:00:00:{number:02x}" if port is None else "",
         policy=NetworkPolicy(allow_from=peers),
@@ -134,64 +139,118 @@ def test_a_network_that_no_firewall_can_be_made_for_is_refused(plugin: dict[str,
 # ---------------------------------------------------------------------------------------------- members
 
 
-class FakeFirewall:
-    """What it was told last."""
+Kernel = dict[str, "Table"]
+"""Tables by name, as all firewalls and agents of a node share them."""
 
-    def __init__(self, rules: NetworkRules) -> None:
+
+class Table:
+    def __init__(self, rules: NetworkRules, members: Mapping[Uid, Member], pairs: frozenset[Allowed]) -> None:
+        self.rules, self.members, self.pairs = rules, dict(members), pairs
+
+
+class FakeFirewall:
+    """Writes what it was told last into its table of the kernel."""
+
+    def __init__(self, rules: NetworkRules, kernel: Kernel) -> None:
         self.rules = rules
-        self.members: dict[Uid, Member] = {}
-        self.pairs: frozenset[Allowed] = frozenset()
+        self._kernel = kernel
+        self._members: dict[Uid, Member] = {}
+        self._pairs: frozenset[Allowed] = frozenset()
         self.away: SandboxFailed | None = None
 
+    def _write(self) -> None:
+        self._kernel[self.rules.table] = Table(self.rules, self._members, self._pairs)
+
     async def restore(self, members: Iterable[Member], pairs: Iterable[Allowed] = ()) -> tuple[str, ...]:
-        self.members, self.pairs = {member.uid: member for member in members}, frozenset(pairs)
+        self._members, self._pairs = {member.uid: member for member in members}, frozenset(pairs)
+        self._write()
         return ()
 
     async def admit(self, member: Member) -> None:
-        self.members[member.uid] = member
+        self._members[member.uid] = member
+        self._write()
 
     async def expel(self, uid: Uid) -> None:
-        self.members.pop(uid, None)
+        self._members.pop(uid, None)
+        self._write()
 
     async def allow(self, pairs: Iterable[Allowed]) -> None:
-        self.pairs = frozenset(pairs)
+        self._pairs = frozenset(pairs)
+        self._write()
 
     async def ensure(self) -> tuple[str, ...]:
-        return ("the table",)
+        if self.away is not None:
+            raise self.away
+        missing = self.rules.table not in self._kernel
+        self._write()
+        return (f"the table of {self.rules.bridge}",) if missing else ()
+
+
+class FakeTables:
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self.firewalls: dict[str, FakeFirewall] = {}
+        self.programmed = 0
+
+    def firewall(self, rules: NetworkRules) -> Firewall:
+        self.programmed += 1
+        self.firewalls[rules.bridge] = FakeFirewall(rules, self._kernel)
+        return cast(Firewall, self.firewalls[rules.bridge])
+
+    async def keep(self, names: Collection[str]) -> None:
+        for name in self._kernel.keys() - names:
+            del self._kernel[name]
 
 
 class Node:
     def __init__(self, folder: Path, *known: Attached) -> None:
-        attachments = Attachments(folder)
-        attachments.load()
+        self._folder = folder
+        self.kernel: Kernel = {}
+        self.start()
         for one in known:
-            attachments.put(one)
-        self.firewalls: list[FakeFirewall] = []
-        self.isolation = Isolation(INSTALLATION, attachments, firewall=self._make)
+            self.attachments.put(one)
 
-    def _make(self, rules: NetworkRules) -> Firewall:
-        self.firewalls.append(FakeFirewall(rules))
-        return cast(Firewall, self.firewalls[-1])
+    def start(self) -> None:
+        """A new agent."""
+        self.attachments = Attachments(self._folder)
+        self.attachments.load()
+        self.tables = FakeTables(self.kernel)
+        self.isolation = Isolation(INSTALLATION, self.attachments, tables=cast(Tables, self.tables))
+
+    async def admit(self, one: Attached) -> None:
+        """As a sandbox does."""
+        await self.isolation.admit(one)
+        self.attachments.put(one)
+
+    async def expel(self, uid: str) -> None:
+        await self.isolation.expel(Uid(uid))
+        self.attachments.remove(Uid(uid))
+
+    def on(self, bridge: str = "br0") -> Table:
+        (table,) = (table for table in self.kernel.values() if table.rules.bridge == bridge)
+        return table
+
+    def members(self) -> dict[str, set[str]]:
+        return {table.rules.bridge: set(table.members) for table in self.kernel.values()}
 
 
 TO_1 = Allowed(Uid("3"), Uid("1"))
 
 
-async def test_a_new_agent_admits_who_is_on_record_and_only_of_this_network(tmp_path: Path) -> None:
-    node = Node(tmp_path / "f", attached("1", NetworkPeer(namespace="b")), FROM_B, attached("9", on="elsewhere"))
+async def test_a_new_agent_admits_who_is_on_record(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", attached("1", NetworkPeer(namespace="b")), FROM_B)
     for _ in range(2):
         await node.isolation.use(network())
-    (firewall,) = node.firewalls
-    assert set(firewall.members) == {"1", "3"}
-    assert firewall.pairs == {TO_1}
-    assert await node.isolation.ensure() == ("the table",)
+    assert node.tables.programmed == 1
+    assert node.members() == {"br0": {"1", "3"}}
+    assert node.on().pairs == {TO_1}
+    assert await node.isolation.ensure() == ()
 
 
 async def test_whoever_has_no_port_on_the_bridge_is_no_member_and_stops_nothing(tmp_path: Path) -> None:
-    """Attached when the network of this name was none of a bridge."""
     node = Node(tmp_path / "f", FROM_B, attached("8", port=""))
     await node.isolation.use(network())
-    assert node.firewalls[0].members.keys() == {"3"}
+    assert node.members() == {"br0": {"3"}}
 
 
 async def test_whoever_cannot_be_named_by_a_rule_is_not_admitted(tmp_path: Path) -> None:
@@ -199,42 +258,144 @@ async def test_whoever_cannot_be_named_by_a_rule_is_not_admitted(tmp_path: Path)
     await node.isolation.use(network())
     with pytest.raises(SandboxFailed, match="cannot be protected"):
         await node.isolation.admit(attached("8", port=""))
-    assert node.firewalls[0].members == {}
+    assert node.members() == {"br0": set()}
 
 
 async def test_pairs_follow_those_who_come_and_go(tmp_path: Path) -> None:
     node = Node(tmp_path / "f")
     await node.isolation.use(network())
-    (firewall,) = node.firewalls
     await node.isolation.admit(attached("1", NetworkPeer(namespace="b")))
-    assert firewall.pairs == frozenset()
+    assert node.on().pairs == frozenset()
     await node.isolation.admit(FROM_B)
-    assert set(firewall.members) == {"1", "3"}
-    assert firewall.pairs == {TO_1}
+    assert set(node.on().members) == {"1", "3"}
+    assert node.on().pairs == {TO_1}
     await node.isolation.admit(attached("1"))
-    assert firewall.pairs == frozenset()
+    assert node.on().pairs == frozenset()
     await node.isolation.admit(attached("1", NetworkPeer(namespace="b")))
     await node.isolation.expel(Uid("3"))
-    assert set(firewall.members) == {"1"}
-    assert firewall.pairs == frozenset()
+    assert set(node.on().members) == {"1"}
+    assert node.on().pairs == frozenset()
 
 
 async def test_a_network_without_a_bridge_is_left_to_its_own_plugins(tmp_path: Path) -> None:
     node = Node(tmp_path / "f")
     await node.isolation.use(network(type="ptp"))
-    await node.isolation.admit(attached("1", port=""))
+    await node.isolation.admit(attached("1", port="", bridge=""))
     await node.isolation.expel(Uid("1"))
-    assert (node.firewalls, await node.isolation.ensure()) == ([], ())
+    assert (node.kernel, await node.isolation.ensure()) == ({}, ())
 
 
-async def test_a_network_that_was_changed_gets_a_firewall_of_its_own(tmp_path: Path) -> None:
-    node = Node(tmp_path / "f", FROM_B)
+# ---------------------------------------------------------------------------------------------- changed configurations
+
+
+OLD = "10.88.0.0/24"
+NEW = "10.99.0.0/24"
+NEW_IPAM = {"type": "host-local", "subnet": NEW}
+CHANGES: dict[str, tuple[Network, Attached, dict[str, set[str]]]] = {
+    "another bridge and subnet": (
+        network(bridge="br1", ipam=NEW_IPAM),
+        attached("5", namespace="b", bridge="br1", subnet=NEW),
+        {"br0": {"1", "3"}, "br1": {"5"}},
+    ),
+    "another subnet": (network(ipam=NEW_IPAM), attached("5", namespace="b", subnet=NEW), {"br0": {"1", "3", "5"}}),
+    "another name": (network("games"), attached("5", namespace="b", on="games"), {"br0": {"1", "3", "5"}}),
+    "another name, bridge and subnet": (
+        network("games", bridge="br1", ipam=NEW_IPAM),
+        attached("5", namespace="b", on="games", bridge="br1", subnet=NEW),
+        {"br0": {"1", "3"}, "br1": {"5"}},
+    ),
+    "no bridge of ours": (network(type="ptp"), attached("5", port="", bridge=""), {"br0": {"1", "3"}}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_whoever_runs_stays_isolated_whatever_the_configuration_becomes(tmp_path: Path, change: str) -> None:
+    changed, newcomer, members = CHANGES[change]
+    node = Node(tmp_path / "f")
     await node.isolation.use(network())
-    await node.isolation.use(network(ipam={"type": "host-local", "subnet": "10.99.0.0/24"}))
-    assert [firewall.rules.subnets for firewall in node.firewalls] == [
-        (ip_network("10.88.0.0/24"),),
-        (ip_network("10.99.0.0/24"),),
-    ]
+    await node.admit(attached("1", NetworkPeer(namespace="b")))
+    await node.admit(FROM_B)
+    await node.isolation.use(changed)
+    await node.admit(newcomer)
+    assert node.members() == members
+    assert TO_1 in node.on().pairs
+    assert ip_network(OLD) in node.on().rules.subnets, "what leaves it goes on to be masqueraded"
+    for restarted in (False, True):
+        if restarted:
+            node.start()
+        node.kernel.clear()
+        await node.isolation.ensure()
+        assert node.members() == members, "no configuration is asked for"
+        assert TO_1 in node.on().pairs
+    for uid in ("1", "3"):
+        await node.expel(uid)
+    assert node.members() == {bridge: here & {"5"} for bridge, here in members.items() if here & {"5"}}
+
+
+async def test_runtimes_of_two_bridges_do_not_reach_each_other(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B)
+    await node.isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    await node.admit(attached("5", bridge="br1", subnet=NEW))
+    assert node.on("br0").rules.unreachable == merged((*METADATA, ip_network(NEW)))
+    assert node.on("br1").rules.unreachable == merged((*METADATA, ip_network(OLD)))
+    await node.expel("3")
+    assert node.on("br1").rules.unreachable == METADATA
+
+
+async def test_a_changed_network_that_nobody_was_on_leaves_no_table(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f")
+    await node.isolation.use(network())
+    await node.isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    assert node.members() == {"br1": set()}
+
+
+async def test_a_table_that_an_earlier_agent_left_goes(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B)
+    await node.isolation.ensure()
+    node.attachments.remove(FROM_B.ref.uid)
+    node.start()
+    await node.isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    assert node.members() == {"br1": set()}
+
+
+async def test_one_firewall_that_cannot_be_repaired_keeps_no_other_from_it(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B, attached("5", bridge="br1", subnet=NEW))
+    await node.isolation.ensure()
+    for broken, other in (("br0", "br1"), ("br1", "br0")):
+        node.kernel.clear()
+        node.tables.firewalls[broken].away = SandboxFailed("nft is away")
+        with pytest.raises(SandboxFailed, match="nft is away"):
+            await node.isolation.ensure()
+        assert list(node.members()) == [other]
+        node.tables.firewalls[broken].away = None
+
+
+async def test_whoever_is_attached_to_another_bridge_leaves_the_first(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B)
+    await node.isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    await node.admit(attached("3", namespace="b", bridge="br1", subnet=NEW))
+    assert node.members() == {"br1": {"3"}}
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "found"),
+    [
+        ("10.88.0.0/24", "10.99.0.0/24", "10.99.0.0/24"),
+        ("10.88.0.0/24", "10.88.0.0/24", ""),
+        ("10.88.0.0/16", "10.88.1.0/24", ""),
+        ("10.88.0.0/25", "10.88.0.0/24", "10.88.0.128/25"),
+        ("10.88.0.0/24", "fd00::/64", "fd00::/64"),
+        ("fd00::/65", "fd00::/64", "fd00:0:0:0:8000::/65"),
+    ],
+)
+def test_what_is_of_another_bridge_is_out_of_reach_but_for_what_is_our_own(own: str, others: str, found: str) -> None:
+    expected = {ip_network(found)} if found else set()
+    assert set(beyond([ip_network(own)], [ip_network(others)])) == {*METADATA, *expected}
+
+
+def test_subnets_that_overlap_are_made_one() -> None:
+    given = [ip_network(one) for one in ("fd00::/64", "10.88.0.0/16", "10.88.1.0/24")]
+    assert merged(given) == (ip_network("10.88.0.0/16"), ip_network("fd00::/64"))
 
 
 async def test_what_cannot_be_protected_is_not_used(tmp_path: Path) -> None:

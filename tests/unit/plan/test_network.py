@@ -10,7 +10,15 @@ from tests.property.worlds import NODE_NAME, NOW, REF, Draw
 
 from perdure.api.conditions import ConditionType, Reason
 from perdure.api.names import ANNOTATION_HOST_PORTS, OperationId
-from perdure.api.network import Network, NetworkMode, NetworkPeer, NetworkPolicy, RuntimePort, write_host_ports
+from perdure.api.network import (
+    Network,
+    NetworkMode,
+    NetworkPeer,
+    NetworkPolicy,
+    PortPolicy,
+    RuntimePort,
+    write_host_ports,
+)
 from perdure.api.phases import Phase
 from perdure.api.runtime import DesiredState, RestartPolicy, RuntimeSpec, RuntimeStatus
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
@@ -23,6 +31,7 @@ from perdure.plan.steps import (
     CreateContainer,
     CreateSandbox,
     Forget,
+    LeadOutPorts,
     Note,
     Plan,
     ReapTask,
@@ -37,6 +46,7 @@ from perdure.plan.world import (
     Exit,
     Failure,
     Gone,
+    Halted,
     HostPort,
     ImageFacts,
     LedgerFacts,
@@ -201,6 +211,47 @@ def test_a_stopped_runtime_waits_for_no_number() -> None:
     made = plan(world(task=None, ports=(GAME,), desired_state=DesiredState.STOPPED), NOW)
     assert made.waiting is None
     assert status_of(made).phase == Phase.STOPPED
+
+
+STATIC = RuntimePort(name="rcon", container_port=25575, policy=PortPolicy.STATIC, host_port=9000)
+BOTH = (*SERVED, HostPort("rcon", "TCP", 25575, 9000))
+
+
+@pytest.mark.parametrize("halted", [False, True])
+@pytest.mark.parametrize(
+    ("ports", "told", "kept"),
+    [
+        ((GAME, STATIC), {"game": 7000, "rcon": 9000}, BOTH),
+        ((GAME, STATIC), {}, BOTH),
+        ((GAME,), {"game": 7000, "rcon": 9000}, SERVED),
+        ((GAME,), {"game": 7000}, SERVED),
+        ((), {}, ()),
+        ((GAME, msgspec.structs.replace(STATIC, host_port=9001)), {"game": 7000, "rcon": 9000}, SERVED),
+        ((msgspec.structs.replace(GAME, container_port=8888), STATIC), {"game": 7000, "rcon": 9000}, BOTH[-1:]),
+        ((GAME, STATIC, RuntimePort(name="more", container_port=1)), {"game": 7000, "rcon": 9000, "more": 7001}, BOTH),
+    ],
+    ids=[
+        "as asked",
+        "lost its numbers",
+        "taken out",
+        "taken out and told",
+        "all",
+        "moved",
+        "leads elsewhere",
+        "one more",
+    ],
+)
+def test_ports_that_a_stopped_runtime_gives_up_are_led_out_of_it_and_none_is_led_in(
+    ports: tuple[RuntimePort, ...], told: dict[str, int], kept: tuple[HostPort, ...], halted: bool
+) -> None:
+    desired = DesiredState.RUNNING if halted else DesiredState.STOPPED
+    seen = world(sandbox=Present(replace(WHOLE, ports=BOTH)), task=None, ports=ports, told=told, desired_state=desired)
+    assert isinstance(seen.desired, Wanted)
+    ended = Halted(Reason.COMPLETED, spec_mark(seen.desired.runtime.spec)) if halted else None
+    record = replace(seen.record, running=False, phase=Phase.STOPPED, halted=ended)
+    assert [step for step in steps_of(replace(seen, record=record)) if isinstance(step, LeadOutPorts)] == (
+        [LeadOutPorts(kept)] if kept != BOTH else []
+    )
 
 
 # ---------------------------------------------------------------------------------------------- of what runs

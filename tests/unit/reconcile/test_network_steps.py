@@ -18,10 +18,10 @@ from perdure.api.names import ANNOTATION_HOST_PORTS, InstallationId, Uid
 from perdure.api.network import NetworkMode, PortPolicy, RuntimePort, write_host_ports
 from perdure.api.runtime import RuntimeSpec
 from perdure.plan.allotment import PortDemand, PortRange, wanted_ports
-from perdure.plan.world import Observed, Record, Wanted, World
+from perdure.plan.world import HostPort, Observed, Record, SandboxFacts, Wanted, World
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.network_steps import PORTS_TRIED, NetworkSteps
-from perdure.reconcile.ports.errors import PortError, PortTaken
+from perdure.reconcile.ports.errors import PortError, PortHeld, PortTaken
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
 GAME = RuntimePort(name="game", container_port=7777)
@@ -194,6 +194,45 @@ async def test_a_static_port_that_is_taken_is_refused_with_the_way_out() -> None
         await bench.attach()
     assert caught.value.reason is Reason.PORT_TAKEN
     assert (bench.served, bench.published) == ({}, {})
+
+
+def served_by_another(number: int) -> SandboxFacts:
+    """A runtime of the node whose reservation has ended, and whose network is still there."""
+    port = HostPort("old", "TCP", 80, number)
+    return SandboxFacts("/run/netns/other", NetworkMode.CNI, True, ("10.0.0.9",), (port,))
+
+
+async def test_a_number_that_still_leads_into_another_runtime_is_passed_over_before_it_is_published() -> None:
+    bench = Bench(GAME)
+    await bench.reserve()
+    bench.sandboxes.made[Uid("other")] = served_by_another(7000)
+    await bench.attach()
+    assert bench.is_settled_at(game=7001)
+
+
+async def test_a_static_number_that_still_leads_into_another_runtime_is_waited_for() -> None:
+    bench = Bench(RCON)
+    await bench.reserve()
+    bench.sandboxes.made[Uid("other")] = served_by_another(9000)
+    with pytest.raises(PortHeld, match="still leads into other") as caught:
+        await bench.attach()
+    assert (caught.value.reason, caught.value.user_error, caught.value.of_node) == (Reason.PORT_TAKEN, False, False)
+    assert (bench.served, bench.published) == ({}, {})
+    del bench.sandboxes.made[Uid("other")]
+    await bench.attach()
+    assert bench.is_settled_at(rcon=9000)
+
+
+async def test_ports_that_are_led_out_are_forgotten_with_their_names_and_no_ledger_is_asked() -> None:
+    bench = Bench(GAME, RCON)
+    await bench.reserve()
+    await bench.attach()
+    bench.spec = msgspec.structs.replace(bench.spec, ports=(GAME,))
+    (game,) = (port for port in bench.sandboxes.made[REF.uid].ports if port.name == "game")
+    bench.calls.clear()
+    await bench.steps.lead_out(bench.world, (game,))
+    assert [call for call in bench.calls if call in WORK] == ["journal.commit", "sandbox.attach"]
+    assert bench.served == bench.journalled == {"game": 7000}
 
 
 async def test_a_range_without_a_free_number_is_said() -> None:

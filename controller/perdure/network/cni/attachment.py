@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from perdure.network.cni.configuration import VALID_NAME
-from perdure.network.cni.documents import Document, raw
+from perdure.network.cni.documents import Document, decode, raw
 from perdure.network.cni.errors import InvalidAttachment
 
 MAX_INTERFACE_NAME = 15
@@ -67,6 +67,19 @@ class Capabilities:
         if self.mac is not None:
             asked["mac"] = raw(self.mac)
         return asked
+
+
+def asked_either_way(former: Document, wanted: Document) -> Document:
+    """What a DEL is asked with while it is not sure which of the two is there: the ports of both, else what is wanted."""
+    mappings = [*port_mappings(former), *port_mappings(wanted)]
+    ports: Document = {"portMappings": raw(tuple(dict.fromkeys(mappings)))} if mappings else {}
+    return {**former, **wanted, **ports}
+
+
+def port_mappings(asked: Document) -> tuple[PortMapping, ...]:
+    """Of a document of capabilities. Raises `Malformed`."""
+    given = asked.get("portMappings")
+    return () if given is None else decode(bytes(given), tuple[PortMapping, ...])
 
 
 @dataclass(frozen=True, slots=True)

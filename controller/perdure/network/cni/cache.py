@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from perdure.network.cni.attachment import port_mappings
 from perdure.network.cni.documents import Document, Malformed, decode, decode_document
 from perdure.network.cni.errors import CacheUnusable
 
@@ -133,6 +134,7 @@ def _record(data: bytes) -> Record:
     """Raises `Malformed` or `binascii.Error`."""
     decode_document(data)
     members = decode(data, _Members)
+    port_mappings(members.capability_args or {})
     if members.kind != KIND:
         raise Malformed(f"its kind is {members.kind!r}, not {KIND}")
     result = None if isinstance(members.result, msgspec.UnsetType) else bytes(members.result)

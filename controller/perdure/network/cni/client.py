@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.network.cni.attachment import Attachment
+from perdure.network.cni.attachment import Attachment, asked_either_way
 from perdure.network.cni.cache import Cache, Damaged, Record
 from perdure.network.cni.chain import Chain, request
 from perdure.network.cni.configuration import Network, parse
@@ -77,13 +77,19 @@ class CniClient:
         await asyncio.to_thread(self._cache.write, replace(record, result=result.document, complete=True))
         return result
 
-    async def check(self, network: Network, attachment: Attachment) -> bool:
-        """Whether the plugins confirm the attachment: False where the network's configuration allows no CHECK.
+    async def configured(self, network_name: str, attachment: Attachment) -> Network:
+        """The configuration that it was added with. Raises `NotCached` without a complete ADD's record, `CacheUnusable`."""
+        attachment.validate()
+        return (await self._attached(network_name, attachment))[0].network
+
+    async def check(self, network_name: str, attachment: Attachment) -> bool:
+        """Whether the plugins confirm the attachment, by the configuration that it was added with: False where that allows
+        no CHECK.
 
         Raises `PluginError` for what is not as it should be, and `NotCached` without the record of a complete ADD.
         """
         attachment.validate()
-        chain, result = await self._attached(network, attachment)
+        chain, result = await self._attached(network_name, attachment)
         if not chain.network.at_least("0.4.0") or chain.network.disable_check:
             return False
         await chain.check(result)
@@ -96,7 +102,7 @@ class CniClient:
         Nothing attached is a success, and so is a network namespace that is gone.
         """
         attachment.validate()
-        found = await self._read(network, attachment)
+        found = await self._read(network.name, attachment)
         record = found if isinstance(found, Record) else _asked(network, attachment)
         await self._delete(_configured(record, network), replace(record, netns=attachment.netns))
 
@@ -104,23 +110,32 @@ class CniClient:
         """Detach what `cached` listed, whose network may no longer be configured. Raises `ConfigurationError` as well."""
         await self._delete(parse(record.network, f"the cached configuration of {record.container_id}"), record)
 
-    async def repair(self, network: Network, attachment: Attachment) -> None:
-        """Put rules, limits and settings of an attachment back, while its interface and connections stay.
+    async def repair(self, network_name: str, attachment: Attachment) -> None:
+        """Put rules, limits and settings of an attachment back, or make them what is asked for now, while its interface and
+        connections stay.
 
-        DEL and ADD of the plugins after the first: portmap, firewall, bandwidth, tuning. For that moment published ports
-        answer nobody new. Raises the first error of the ADDs, else of the DELs; `NotCached` without a complete ADD's record.
+        By the configuration of the ADD: DEL, with what was asked for before, and ADD of the plugins after the first:
+        portmap, firewall, bandwidth, tuning. For that moment published ports answer nobody new. Raises the first error of
+        the ADDs, else of the DELs; `NotCached` without a complete ADD's record. Whenever this process dies, the record names
+        all that a DEL has to take back: what was asked for until the DELs have succeeded, what is asked for before the ADDs.
         """
         attachment.validate()
-        chain, result = await self._attached(network, attachment)
+        chain, result = await self._attached(network_name, attachment)
         further = replace(chain, plugins=chain.plugins[1:])
         failure = await further.delete(result)
         if failure is not None and classify(failure).action is Action.DELETE_AGAIN:
             failure = await further.delete(result)
+        wanted = attachment.capabilities.document()
+        former = chain.record.capabilities
+        record = replace(chain.record, capabilities=wanted if failure is None else asked_either_way(former, wanted))
+        if record.capabilities != former:
+            await asyncio.to_thread(self._cache.write, record)
+        further = replace(further, record=replace(record, capabilities=wanted))
         repaired = result
         for plugin in further.plugins:
             repaired = (await further.add(plugin, repaired)).document
         if repaired != result:
-            await asyncio.to_thread(self._cache.write, replace(chain.record, result=repaired))
+            await asyncio.to_thread(self._cache.write, replace(record, result=repaired))
         if failure is not None:
             raise failure
 
@@ -172,20 +187,23 @@ class CniClient:
         """The same of one container, without reading what is cached of others."""
         return await asyncio.to_thread(self._cache.records, container_id)
 
-    async def _read(self, network: Network, attachment: Attachment) -> Record | Damaged | None:
-        return await asyncio.to_thread(self._cache.read, network.name, attachment.container_id, attachment.ifname)
+    async def _read(self, network_name: str, attachment: Attachment) -> Record | Damaged | None:
+        return await asyncio.to_thread(self._cache.read, network_name, attachment.container_id, attachment.ifname)
 
-    async def _attached(self, network: Network, attachment: Attachment) -> tuple[Chain, bytes]:
+    async def _attached(self, network_name: str, attachment: Attachment) -> tuple[Chain, bytes]:
         """The chain as it was added, and its result. Raises `NotCached`."""
-        found = await self._read(network, attachment)
+        found = await self._read(network_name, attachment)
         if not isinstance(found, Record) or found.result is None or not found.complete:
             why = (
                 f"{found.file} is damaged: {found.problem}"
                 if isinstance(found, Damaged)
                 else "it has not been attached"
             )
-            raise NotCached(f"no result of {attachment.container_id} in network {network.name}: {why}; attach it anew")
-        configured = _configured(found, network)
+            raise NotCached(f"no result of {attachment.container_id} in network {network_name}: {why}; attach it anew")
+        try:
+            configured = parse(found.network, "the cached configuration")
+        except ConfigurationError as error:
+            raise NotCached(f"what {attachment.container_id} was attached with cannot be read: {error}") from error
         return Chain(self._runner, configured, configured.plugins, replace(found, netns=attachment.netns)), found.result
 
     async def _delete(self, network: Network, record: Record) -> None:

@@ -61,6 +61,17 @@ class PortTaken(SandboxFailed):
         self.protocol = protocol
 
 
+class PortHeld(PortTaken):
+    """A port that is to lead into a runtime still leads into another one of this node, which has given it up."""
+
+    def __init__(self, name: str, number: int, protocol: str, holder: str) -> None:
+        super().__init__(name, number, protocol)
+        self.args = (
+            f"port {number}/{protocol} of the node, which is to lead to port {name!r}, still leads into {holder}, whose "
+            "reservation has ended; the node's agent leads it out or removes that network, and this is tried again",
+        )
+
+
 class StoreError(PortError):
     """A store cannot be written or read (`StoreFull`, `StoreUnavailable`), or what was written is not what was read."""
 

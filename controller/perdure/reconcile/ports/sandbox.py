@@ -37,7 +37,8 @@ class Sandbox(Protocol):
         """Make the namespace, with loopback in it, or give a live process's namespace its name again."""
 
     async def ask_for_ports(self, plan: SandboxPlan) -> None:
-        """Raises `PortTaken` for one that is not led in yet and that somebody on the node listens on."""
+        """Raises `PortTaken` for one that is not led in yet and that somebody on the node listens on, `PortHeld` for one
+        that still leads into another runtime."""
 
     async def attach(self, plan: SandboxPlan) -> SandboxFacts:
         """Bring the network into the namespace. There already and as planned: nothing. There and damaged, or with other

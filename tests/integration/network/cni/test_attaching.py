@@ -33,7 +33,7 @@ async def test_the_addresses_told_are_the_kernels_and_go_with_the_attachment(
     assert told == sorted(lab.addresses(attachment), key=lambda text: ":" in text)
     assert len(told) == len(subnets)
     assert lab.leased() == set(told)
-    assert await client.check(network, attachment)
+    assert await client.check(network.name, attachment)
     await client.delete(network, attachment)
     await client.delete(network, attachment)
     assert (lab.leased(), lab.ports(), await client.cached()) == (set(), set(), ())
@@ -47,7 +47,7 @@ async def test_other_interface_plugins(lab: Lab, plugin: dict[str, Any]) -> None
     network = lab.network({**plugin, "ipam": lab.ipam(SUBNET4)})
     result = await client.add(network, attachment)
     assert [str(address) for address in addresses(result, "eth0")] == lab.addresses(attachment)
-    assert await client.check(network, attachment)
+    assert await client.check(network.name, attachment)
     await client.delete(network, attachment)
     assert (lab.leased(), lab.ports()) == (set(), set())
 
@@ -117,7 +117,7 @@ async def test_collecting_detaches_what_is_no_longer_wanted_and_nothing_else(lab
     await client.add(network, stale)
     await client.gc(network, [ValidAttachment("kept", "eth0")])
     assert lab.leased() == set(lab.addresses(kept))
-    assert await client.check(network, kept)
+    assert await client.check(network.name, kept)
     assert len(await client.cached()) == 1
 
 

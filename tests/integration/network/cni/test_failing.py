@@ -76,7 +76,7 @@ async def test_an_exhausted_pool_is_told_apart_and_costs_nobody_else_an_address(
     failed = await add_fails(client, network, second)
     assert (failed.kind, failed.action) == (ErrorClass.POOL_EXHAUSTED, Action.SWEEP_THEN_BACK_OFF)
     await client.delete(network, second)
-    assert await client.check(network, first)
+    assert await client.check(network.name, first)
     await client.delete(network, first)
     await client.add(network, second)
 
@@ -118,7 +118,7 @@ async def test_a_bridge_of_another_subnet_waits_for_a_person_and_keeps_its_ports
     other = lab.network(lab.bridge("10.78.0.0/24"))
     failed = await add_fails(client, other, lab.attachment("two"))
     assert (failed.kind, failed.action) == (ErrorClass.WRONG_SUBNET, Action.STOP)
-    assert await client.check(lab.network(lab.bridge()), first)
+    assert await client.check(lab.network(lab.bridge()).name, first)
 
 
 async def test_a_bridge_without_an_address_is_told_apart_and_setting_one_helps(lab: Lab) -> None:
@@ -131,7 +131,7 @@ async def test_a_bridge_without_an_address_is_told_apart_and_setting_one_helps(l
     assert (failed.kind, failed.action) == (ErrorClass.BRIDGE_MAC, Action.REPAIR_BRIDGE)
     await client.delete(network, attachment)
     await add_to_some_bridge(lab, client, network, attachment)
-    assert await client.check(network, attachment)
+    assert await client.check(network.name, attachment)
 
 
 async def test_an_add_killed_anywhere_is_undone_and_done_anew(lab: Lab) -> None:
@@ -165,9 +165,9 @@ async def test_rules_that_somebody_flushed_come_back_without_a_flap(lab: Lab) ->
             lab.on_node("iptables", "-t", table, "-F")
         assert lab.ask_from_outside(NODE_ADDRESS, 7001) is None
         with pytest.raises(PluginError) as caught:
-            await client.check(network, attachment)
+            await client.check(network.name, attachment)
         assert classify(caught.value).action is Action.REPAIR_RULES
-        await client.repair(network, attachment)
+        await client.repair(network.name, attachment)
         assert lab.ask_from_outside(NODE_ADDRESS, 7001) == "hello"
     assert lab.index(attachment) == index
     assert lab.addresses(attachment) == [str(address) for address in addresses(before, "eth0")]
@@ -179,7 +179,7 @@ async def test_a_repair_of_what_is_well_changes_nothing_to_be_seen(lab: Lab) -> 
     client, network, attachment = lab.client(), lab.whole_network(), lab.attachment("one", PUBLISHED)
     await client.add(network, attachment)
     before = sorted(line for line in lab.rules().splitlines() if line.startswith("-A"))
-    await client.repair(network, attachment)
+    await client.repair(network.name, attachment)
     assert sorted(line for line in lab.rules().splitlines() if line.startswith("-A")) == before
 
 

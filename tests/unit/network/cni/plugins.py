@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,6 +31,28 @@ printf '%s\\t%s\\t%s\\t%s\\t%s\\n' "$CNI_COMMAND" {name} "$CNI_CONTAINERID" "$CN
 [ "$CNI_COMMAND" = ADD ] && printf '%s' '{answer}'
 exit 0"""
     return script(folder, name, body)
+
+
+def port_keeper(folder: Path, name: str) -> Path:
+    """Leads the ports in that an ADD is given, and leads out those alone that a DEL is given: `led_in` has what is left.
+
+    With a file `stop-ADD` or `stop-DEL` beside it that command does half of its work, then writes to the pipe `begun` and
+    waits to be killed; with `fail-DEL` a DEL does nothing and fails."""
+    os.mkfifo(folder / "begun")
+    (folder / "led-in").mkdir()
+    body = f"""input=$(cat)
+[ $CNI_COMMAND = DEL ] && [ -e {folder}/fail-DEL ] && {{ echo '{{"code": 100, "msg": "busy"}}'; exit 1; }}
+for port in $(printf '%s' "$input" | grep -o '"hostPort":[0-9]*' | cut -d: -f2); do
+  case $CNI_COMMAND in ADD) touch {folder}/led-in/$port ;; DEL) rm -f {folder}/led-in/$port ;; esac
+  [ -e {folder}/stop-$CNI_COMMAND ] && {{ echo >{folder}/begun; exec sleep 1000; }}
+done
+[ $CNI_COMMAND = ADD ] && printf '%s' "$input" | tr -d '\\n' | sed 's/.*"prevResult":\\(.*\\)}}$/\\1/'
+exit 0"""
+    return script(folder, name, body)
+
+
+def led_in(folder: Path) -> set[int]:
+    return {int(file.name) for file in (folder / "led-in").iterdir()}
 
 
 def calls(folder: Path) -> list[tuple[str, str]]:

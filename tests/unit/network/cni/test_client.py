@@ -6,9 +6,20 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.unit.network.cni.plugins import RESULT, calls, inputs, namespaces, network, recorder, script
+from tests.unit.network.cni.plugins import (
+    RESULT,
+    calls,
+    inputs,
+    led_in,
+    namespaces,
+    network,
+    port_keeper,
+    recorder,
+    script,
+)
 
 from perdure.network.cni.attachment import Attachment, Bandwidth, Capabilities, CapabilityDns, PortMapping
 from perdure.network.cni.cache import Damaged, Record
@@ -51,7 +62,7 @@ async def test_plugins_run_in_order_and_backwards_with_the_result_before(tmp_pat
     assert all(given["name"] == "lab" and given["cniVersion"] == "1.0.0" for given in inputs(tmp_path))
     turn(tmp_path, [("ADD", "first"), ("ADD", "second"), ("ADD", "third")])
     assert json.loads(result.document) == json.loads(OTHER)
-    assert await client.check(lab, ONE)
+    assert await client.check(lab.name, ONE)
     assert all(given["prevResult"] == json.loads(OTHER) for given in inputs(tmp_path))
     turn(tmp_path, [("CHECK", "first"), ("CHECK", "second"), ("CHECK", "third")])
     await client.delete(lab, ONE)
@@ -113,7 +124,7 @@ async def test_version_0_3_1_has_no_previous_result_for_a_delete_and_no_check(
 ) -> None:
     lab = network("first", version="0.3.1")
     await client.add(lab, ONE)
-    assert not await client.check(lab, ONE)
+    assert not await client.check(lab.name, ONE)
     (tmp_path / "calls").unlink()
     await client.delete(lab, ONE)
     assert "prevResult" not in inputs(tmp_path)[0]
@@ -123,7 +134,7 @@ async def test_version_0_3_1_has_no_previous_result_for_a_delete_and_no_check(
 async def test_check_is_left_out_where_the_configuration_says_so(tmp_path: Path, client: CniClient) -> None:
     lab = network("first", disableCheck=True)
     await client.add(lab, ONE)
-    assert not await client.check(lab, ONE)
+    assert not await client.check(lab.name, ONE)
     turn(tmp_path, [("ADD", "first")])
 
 
@@ -138,7 +149,7 @@ async def test_an_add_that_fails_half_way_leaves_the_record_that_its_delete_need
     assert not found.complete
     assert found.result is not None
     with pytest.raises(NotCached):
-        await client.check(lab, ONE)
+        await client.check(lab.name, ONE)
     (tmp_path / "calls").unlink()
     await client.delete(lab, ONE)
     assert inputs(tmp_path)[0]["prevResult"] == json.loads(RESULT)
@@ -210,9 +221,9 @@ async def test_a_damaged_record_is_told_and_a_delete_removes_it(tmp_path: Path, 
     (tmp_path / "cache" / "results" / "lab-one-eth0").write_bytes(b'{"kind":"cni')
     assert [type(one) for one in await client.cached()] == [Damaged]
     with pytest.raises(NotCached, match="damaged"):
-        await client.check(lab, ONE)
+        await client.check(lab.name, ONE)
     with pytest.raises(NotCached, match="damaged"):
-        await client.repair(lab, ONE)
+        await client.repair(lab.name, ONE)
     await client.gc(lab, [])
     await client.delete(lab, ONE)
     assert await client.cached() == ()
@@ -222,7 +233,7 @@ async def test_a_repair_leaves_the_plugin_of_the_interface_alone(tmp_path: Path,
     lab = network("first", "second", "third")
     await client.add(lab, ONE)
     (tmp_path / "calls").unlink()
-    await client.repair(lab, ONE)
+    await client.repair(lab.name, ONE)
     assert all(given["prevResult"] == json.loads(OTHER) for given in inputs(tmp_path)[:2])
     turn(tmp_path, [("DEL", "third"), ("DEL", "second"), ("ADD", "second"), ("ADD", "third")])
     assert (await record(client)).complete
@@ -235,8 +246,71 @@ touch {tmp_path}/once; echo '{{"code": 999, "msg": "Chain CNI-1 does not exist"}
     lab = network("first", "second")
     await client.add(lab, ONE)
     (tmp_path / "calls").unlink()
-    await client.repair(lab, ONE)
+    await client.repair(lab.name, ONE)
     turn(tmp_path, [("DEL", "second"), ("DEL", "second"), ("ADD", "second")])
+
+
+PORTED = network("first", {"type": "ports", "capabilities": {"portMappings": True}})
+
+
+def published(*numbers: int) -> Attachment:
+    mappings = tuple(PortMapping(number, 80, "tcp") for number in numbers)
+    return Attachment("one", "/ns", capabilities=Capabilities(port_mappings=mappings))
+
+
+def asked_ports(given: dict[str, Any]) -> list[int]:
+    return [mapping["hostPort"] for mapping in given.get("runtimeConfig", {}).get("portMappings", [])]
+
+
+@pytest.mark.parametrize("wanted", [(7002,), (7001, 7002), (7002, 7003), ()])
+async def test_a_repair_takes_back_what_was_asked_for_and_asks_for_what_is_wanted(
+    tmp_path: Path, client: CniClient, wanted: tuple[int, ...]
+) -> None:
+    recorder(tmp_path, "ports", RESULT)
+    await client.add(PORTED, published(7001))
+    (tmp_path / "calls").unlink()
+    await client.repair(PORTED.name, published(*wanted))
+    assert [asked_ports(given) for given in inputs(tmp_path)] == [[7001], list(wanted)]
+    turn(tmp_path, [("DEL", "ports"), ("ADD", "ports")])
+    await client.delete(PORTED, Attachment("one", ""))
+    assert [asked_ports(given) for given in inputs(tmp_path)] == [list(wanted), []]
+
+
+@pytest.mark.parametrize("following", [(7001, 7002), (7003,), ()])
+@pytest.mark.parametrize("command", ["DEL", "ADD"])
+async def test_a_repair_that_was_cut_off_is_finished_by_the_next_one_or_by_a_delete(
+    tmp_path: Path, client: CniClient, command: str, following: tuple[int, ...]
+) -> None:
+    port_keeper(tmp_path, "ports")
+    await client.add(PORTED, published(7001, 7002))
+    (tmp_path / f"stop-{command}").touch()
+    repairing = asyncio.create_task(client.repair(PORTED.name, published(7003, 7004)))
+    await asyncio.to_thread((tmp_path / "begun").read_bytes)
+    assert led_in(tmp_path) in ({7002}, {7003}), "half of it is done"
+    repairing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await repairing
+    (tmp_path / f"stop-{command}").unlink()
+    if following:
+        await client.repair(PORTED.name, published(*following))
+    else:
+        await client.delete(PORTED, Attachment("one", ""))
+    assert led_in(tmp_path) == set(following)
+
+
+async def test_what_a_repair_could_not_take_back_is_taken_back_by_the_next_one(
+    tmp_path: Path, client: CniClient
+) -> None:
+    port_keeper(tmp_path, "ports")
+    await client.add(PORTED, published(7001, 7002))
+    (tmp_path / "fail-DEL").touch()
+    for wanted in (7003, 7004):
+        with pytest.raises(PluginError, match="busy"):
+            await client.repair(PORTED.name, published(7002, wanted))
+    assert led_in(tmp_path) == {7001, 7002, 7003, 7004}, "what is wanted works all the same"
+    (tmp_path / "fail-DEL").unlink()
+    await client.repair(PORTED.name, published(7004))
+    assert led_in(tmp_path) == {7004}
 
 
 @pytest.mark.parametrize("answer", ["", "null", "ok", "[]", '{"ips": 3}', '{"cniVersion": "0.2.0", "ip4": {}}'])
@@ -304,9 +378,12 @@ async def test_versions_are_read_and_garbage_is_not(tmp_path: Path, client: CniC
 async def test_what_the_specification_does_not_allow_is_refused_before_anything_is_done(
     tmp_path: Path, client: CniClient, attachment: Attachment
 ) -> None:
-    for operation in (client.add, client.check, client.delete, client.repair):
+    for operation in (client.add, client.delete):
         with pytest.raises(InvalidAttachment):
             await operation(network("first"), attachment)
+    for by_record in (client.check, client.repair, client.configured):
+        with pytest.raises(InvalidAttachment):
+            await by_record("lab", attachment)
     assert calls(tmp_path) == []
 
 
