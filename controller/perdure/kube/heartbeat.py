@@ -142,9 +142,9 @@ async def read_pulses(client: ApiClient) -> dict[NodeName, Pulse]:
 
 
 def pulse_of(raw: Mapping[str, Any], now: datetime | None) -> Pulse:
-    """`now`: by the API server's clock. The time of the renewal is by that clock, too: the server writes down when a field
-    last got another value (apimachinery, managedfieldsupdater.go). `renewTime` is by the agent's clock, and tells nothing
-    to whoever does not know how wrong that is."""
+    """`now`: by the API server's clock. The time of the renewal is by that clock, too: the server writes down when each
+    writer last changed something (apimachinery, managedfieldsupdater.go), and an agent changes nothing but by renewing.
+    `renewTime` is by the agent's clock, and tells nothing to whoever does not know how wrong that is."""
     renewed = [_time_of(entry) for entry in raw["metadata"].get("managedFields") or () if _wrote_renewal(entry)]
     if now is None or not renewed:
         return Pulse(None, alive=False)

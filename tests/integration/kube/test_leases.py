@@ -167,7 +167,7 @@ async def test_one_look_tells_how_long_an_agent_is_silent_by_the_servers_clock_a
     client: ApiClient, node: NodeName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2020-01-01T00:00:00.000000Z")
-    beat = heartbeat(client, node, "id")
+    beat = NodeHeartbeat(client, node, NodeId("id"), duration=5.0)
     await beat.claim()
 
     async def pulse() -> Pulse:
@@ -176,15 +176,15 @@ async def test_one_look_tells_how_long_an_agent_is_silent_by_the_servers_clock_a
     first = await pulse()
     assert first.alive
     assert first.silent_seconds is not None
-    assert first.silent_seconds <= 1
-    async with asyncio.timeout(10):
+    assert first.silent_seconds <= 5
+    async with asyncio.timeout(30):
         while True:
             last = await pulse()
             if not last.alive:
                 break
             await asyncio.sleep(0.2)
     assert last.silent_seconds is not None
-    assert last.silent_seconds > 1
+    assert last.silent_seconds > 5
     await annotate(client, paths.lease(f"node-{node}"))
     assert not (await pulse()).alive, "what a person does with the Lease is no heartbeat"
     monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2020-01-01T00:00:09.000000Z")
@@ -193,7 +193,9 @@ async def test_one_look_tells_how_long_an_agent_is_silent_by_the_servers_clock_a
 
 
 async def annotate(client: ApiClient, path: str) -> None:
-    await client.merge_patch(path, "annotating", {"metadata": {"annotations": {"note": "looked at"}}})
+    """As kubectl does, which the API server tells from an agent by the name that it writes under."""
+    by_kubectl = f"{path}?fieldManager=kubectl-annotate"
+    await client.merge_patch(by_kubectl, "annotating", {"metadata": {"annotations": {"note": "looked at"}}})
 
 
 async def test_report_never_touches_what_people_set(client: ApiClient, node: NodeName) -> None:
