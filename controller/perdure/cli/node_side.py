@@ -276,6 +276,7 @@ async def _gauge(process: Process, side: NodeSide) -> None:
         process.metrics.queue_depth.set(len(side.queue))
         process.metrics.oldest_key_seconds.set(side.queue.oldest_age())
         process.metrics.journal_unsent_rows.set(len(side.journal.unsent()))
+        process.metrics.journal_refused_rows.set(len(side.journal.refused()))
         await asyncio.sleep(GAUGES_SECONDS)
 
 

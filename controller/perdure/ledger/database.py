@@ -21,6 +21,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from perdure.ledger.text import StorableText
 from perdure.reconcile.ports.errors import LedgerUnavailable
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ class Database:
                 "autocommit": True,
                 "row_factory": dict_row,
                 "application_name": "perdure",
+                "client_encoding": "utf8",
                 "connect_timeout": max(2, round(self.settings.connect_seconds)),
             },
             configure=self._configure,
@@ -142,6 +144,7 @@ class Database:
         if connection.info.server_version < OLDEST_SERVER:
             self._last_refusal = f"the server is PostgreSQL {connection.info.server_version // 10000}, 14 is the oldest"
             raise psycopg.NotSupportedError(self._last_refusal)
+        connection.adapters.register_dumper(str, StorableText)
         milliseconds = round(self.settings.statement_seconds * 1000)
         await connection.execute(sql.SQL("SET statement_timeout = {}").format(milliseconds))
         # A machine that is lost in the middle of a transaction must not hold its locks until TCP notices.
@@ -218,6 +221,18 @@ def _advice(refusal: str) -> str:
     if "does not exist" in refusal:
         return "; check user and database in the database URL"
     return ""
+
+
+def refuses_data(error: LedgerUnavailable) -> bool:
+    """Whether the server answered that it never takes what a statement says: the data, not the server, is at fault.
+
+    SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation), and 54000, which is said of a value that
+    is too large for an index: https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
+    cause = error.__cause__
+    return isinstance(cause, psycopg.DataError | psycopg.IntegrityError) or (
+        isinstance(cause, psycopg.errors.ProgramLimitExceeded) and cause.sqlstate == "54000"
+    )
 
 
 def check_url(url: str) -> None:

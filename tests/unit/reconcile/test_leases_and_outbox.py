@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import pytest
-from tests.fakes.journal import FakeJournal
+from structlog.testing import capture_logs
+from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.unit.journal.samples import rows
 
@@ -15,8 +17,9 @@ from perdure.api.names import InstallationId, NodeId, NodeName, Uid
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
 from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, LeaseKeeper, LeaseTimes
-from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.outbox import LINGER_SECONDS, REFUSED_SECONDS, RETRY_SECONDS, Outbox
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused, StaleFence
+from perdure.reconcile.ports.journal import LedgerRow
 from perdure.reconcile.ports.ledger import Lease
 from perdure.reconcile.retries import Retries
 
@@ -120,6 +123,64 @@ async def test_rows_wait_in_the_journal_while_the_ledger_is_away(tables: LedgerT
     tables.away = None
     await outbox.flush()
     assert journal.unsent() == ()
+
+
+BAD = rows(2)[0]
+
+
+def refusing(tables: LedgerTables, clock: Clock) -> FakeAgentLedger:
+    """Refuses rows of operation 2 until the clock says 2000."""
+
+    class Refusing(FakeAgentLedger):
+        async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
+            if clock.now < 2000 and any(row.id == BAD.id for row in rows):
+                raise RowRefused("writing rows: timestamp out of range")
+            await super().apply(rows, node)
+
+    return Refusing(NODE, tables)
+
+
+async def test_a_refused_row_holds_up_no_other_and_is_told_once(tables: LedgerTables, clock: Clock) -> None:
+    journal = FakeJournal()
+    outbox = Outbox(journal, refusing(tables, clock), NodeName("node"))
+    for n in range(1, 4):
+        await journal.commit(rows=rows(n))
+    with capture_logs() as told:
+        await outbox.flush()
+        assert list(tables.operations) == ["operation-1", "operation-3"]
+        assert (list(journal.refused()), list(journal.unsent())) == (list(rows(2)), [])
+        await journal.take_back()
+        await journal.commit(rows=rows(4))
+        await outbox.flush()
+    assert list(journal.refused()) == list(rows(2))
+    assert list(tables.operations) == ["operation-1", "operation-3", "operation-4"]
+    assert [line["op"] for line in told if line["event"] == "ledger_row_refused"] == [BAD.id]
+
+
+@pytest.mark.looptime
+async def test_refused_rows_are_tried_again_at_the_start_and_hourly() -> None:
+    loop = asyncio.get_running_loop()
+    clock = Clock()
+    tables, disk = LedgerTables(now=loop.time), JournalDisk()
+    journal = FakeJournal(disk)
+    outbox = Outbox(journal, refusing(tables, clock), NodeName("node"))
+    await journal.commit(rows=rows(2))
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(1)
+    assert list(journal.refused()) == list(rows(2))
+    clock.now = 3000.0
+    await asyncio.sleep(REFUSED_SECONDS - 2)
+    assert list(journal.refused()) == list(rows(2))
+    await asyncio.sleep(2)
+    assert (journal.refused(), journal.unsent()) == ((), ())
+    assert BAD.id in tables.operations
+    await _end(running)
+
+    disk.aside.extend(rows(3))
+    running = asyncio.create_task(Outbox(FakeJournal(disk), FakeAgentLedger(NODE, tables), NodeName("node")).run())
+    await asyncio.sleep(1)
+    assert (disk.aside, disk.unsent) == ([], [])
+    await _end(running)
 
 
 # ---------------------------------------------------------------------------------------------- as time goes by

@@ -77,6 +77,13 @@ class LedgerUnavailable(PortError):
         super().__init__(message, reason=Reason.LEDGER_UNAVAILABLE)
 
 
+class RowRefused(PortError):
+    """The ledger answers, and never takes a row as it is: the row is at fault, and others are not held up by it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.INTERNAL_ERROR)
+
+
 class LeaseBusy(PortError):
     """Somebody else works at it. That is no failure: nothing was done, and it is looked at again."""
 

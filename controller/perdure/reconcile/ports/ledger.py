@@ -82,7 +82,8 @@ class AgentLedger(Protocol):
 
     async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         """Write rows in order; one that is there already is left as it is. An `OperationFinished` also moves the
-        runtime's row (state, snapshot, image) in the same statement, unless that row is newer."""
+        runtime's row (state, snapshot, image) in the same statement, unless that row is newer. All rows or none of them:
+        `RowRefused` where one of them is never taken as it is."""
 
     async def acquire(self, key: str, ttl: float) -> Lease:
         """Take a lease, or take it over from an earlier process of the same node, with a higher fence.
