@@ -22,7 +22,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from perdure.ledger.text import StorableText
-from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 
 T = TypeVar("T")
 Connection = AsyncConnection[DictRow]
@@ -56,7 +56,8 @@ class Database:
     ) -> None:
         """`url`: a libpq URL or `key=value` string. Raises `LedgerUnavailable` when it is neither.
 
-        `admit` is asked of each new connection, and raises `LedgerUnavailable` for a ledger that is not to be used.
+        `admit` is asked of each new connection, before anything else is said on it, and raises a `PortError` for a ledger
+        that is not to be used.
         """
         check_url(url)
         self._admit = admit
@@ -154,7 +155,7 @@ class Database:
             try:
                 with self._explained("looking at the ledger of a new connection"):
                     await self._admit(connection)
-            except LedgerUnavailable as error:
+            except PortError as error:
                 self._not_admitted = str(error)
                 raise psycopg.NotSupportedError(self._not_admitted) from error
             self._not_admitted = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -63,12 +64,12 @@ async def migrate(database: Database) -> None:
 
 async def check_schema(database: Database) -> None:
     """Raises `LedgerUnavailable` unless the schema is the one that this program was written for."""
-    await database.run("reading the version of the ledger's schema", admit)
+    check_applied(await database.run("reading the version of the ledger's schema", _applied))
 
 
-async def admit(connection: Connection) -> None:
-    """The same of one connection: what an agent's `Database` asks of each."""
-    if missing := _missing(await _applied(connection)):
+def check_applied(applied: Mapping[int, str]) -> None:
+    """The same of what is known to be applied: the hash of each migration's text by its number."""
+    if missing := _missing(applied):
         raise LedgerUnavailable(
             f"reading the version of the ledger's schema: migration {missing[0].version} is not applied; start the "
             "controller of this version first, it migrates the ledger"
@@ -98,7 +99,7 @@ async def _read_applied(connection: Connection) -> dict[int, str]:
     return {row["version"]: row["sha256"] for row in rows}
 
 
-def _missing(applied: dict[int, str]) -> list[Migration]:
+def _missing(applied: Mapping[int, str]) -> list[Migration]:
     """What is still to be applied. Raises `LedgerUnavailable` if what was applied is not ours."""
     known = known_migrations()
     newest = max(migration.version for migration in known)

@@ -8,6 +8,7 @@ import random
 import structlog
 
 from perdure.api.names import NodeId
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.archives import Archives
 from perdure.reconcile.ports.errors import PortError
 from perdure.reconcile.ports.ledger import AgentLedger
@@ -18,15 +19,18 @@ log = structlog.get_logger(__name__)
 class Janitor:
     """One per agent. A purge is a person's decision; it was committed in the ledger before this is asked."""
 
-    def __init__(self, ledger: AgentLedger, archives: Archives, node: NodeId) -> None:
+    def __init__(self, ledger: AgentLedger, archives: Archives, node: NodeId, guards: Guards) -> None:
         self._ledger = ledger
         self._archives = archives
         self._node = node
+        self._guards = guards
 
     async def sweep(self) -> int:
-        """Delete what is marked; how many. Raises `PortError`."""
+        """Delete what is marked; how many. Raises `PortError`, and deletes nothing, while the node is frozen."""
+        self._guards.permit_removal()
         marked = await self._ledger.purging(self._node)
         for facts in marked:
+            self._guards.permit_removal()
             await self._archives.delete(facts)
             await self._ledger.mark_purged(facts.sequence)
             log.info("archive_purged", archive=facts.sequence, uid=facts.uid)

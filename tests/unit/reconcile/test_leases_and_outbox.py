@@ -9,18 +9,33 @@ from contextlib import AsyncExitStack
 
 import pytest
 from structlog.testing import capture_logs
+from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
+from tests.fakes.engine import FakeMachine
+from tests.fakes.guards import TrustingGuards
 from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
+from tests.integration.ledger.samples import NODE_A, archived, ref, workspace
 from tests.unit.journal.samples import rows
 
+from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, NodeId, NodeName, Uid
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
+from perdure.reconcile.guards import Guards
+from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, LeaseKeeper, LeaseTimes
 from perdure.reconcile.outbox import LINGER_SECONDS, REFUSED_SECONDS, RETRY_SECONDS, Outbox
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused, StaleFence
+from perdure.reconcile.ports.archives import ArchiveRequest
+from perdure.reconcile.ports.errors import (
+    LeaseBusy,
+    LedgerChanged,
+    LedgerUnavailable,
+    PortError,
+    RowRefused,
+    StaleFence,
+)
 from perdure.reconcile.ports.journal import LedgerRow
-from perdure.reconcile.ports.ledger import Lease
+from perdure.reconcile.ports.ledger import Lease, LedgerIdentity
 from perdure.reconcile.retries import Retries
 
 UID = Uid("uid-1")
@@ -48,7 +63,7 @@ def tables(clock: Clock) -> LedgerTables:
 
 @pytest.fixture
 def keeper(tables: LedgerTables, clock: Clock) -> LeaseKeeper:
-    return LeaseKeeper(FakeAgentLedger(NODE, tables, monotonic=clock), clock)
+    return LeaseKeeper(FakeAgentLedger(NODE, tables, monotonic=clock), TrustingGuards(), clock)
 
 
 async def test_a_lease_with_enough_left_is_used_again(keeper: LeaseKeeper, clock: Clock) -> None:
@@ -125,6 +140,112 @@ async def test_rows_wait_in_the_journal_while_the_ledger_is_away(tables: LedgerT
     assert journal.unsent() == ()
 
 
+# ---------------------------------------------------------------------------------------------- of which ledger
+
+
+@pytest.fixture
+def disk() -> JournalDisk:
+    return JournalDisk()
+
+
+@pytest.fixture
+def guards(disk: JournalDisk) -> Guards:
+    return Guards(FakeJournal(disk))
+
+
+async def test_no_lease_is_taken_before_anybody_looked_which_ledger_it_is(tables: LedgerTables, guards: Guards) -> None:
+    keeper = LeaseKeeper(FakeAgentLedger(NODE, tables), guards, tables.now)
+    with pytest.raises(LedgerUnavailable, match="has not been checked yet"):
+        await keeper.hold(UID)
+    assert tables.leases == {}
+    await guards.check_ledger(tables.identity())
+    await keeper.hold(UID)
+
+
+async def test_a_lease_of_a_ledger_that_was_put_back_is_refused_and_freezes(
+    tables: LedgerTables, guards: Guards, disk: JournalDisk
+) -> None:
+    """Its open connections outlived it: nobody had a reason to look at its identity again."""
+    keeper = LeaseKeeper(FakeAgentLedger(NODE, tables), guards, tables.now)
+    await guards.check_ledger(tables.identity())
+    for n in range(5):
+        held = await keeper.hold(Uid(f"uid-{n}"))
+    assert disk.memory.highest_fence == held.fence, "each fence is remembered, also over a restart"
+    tables.leases.clear()
+    tables.fence = held.fence - 1
+    with pytest.raises(LedgerChanged, match=f"gave out fence {held.fence}, this node has seen {held.fence}"):
+        await keeper.hold(Uid("due"))
+    assert guards.freeze is not None
+    assert guards.freeze.reason is Reason.IDENTITY_CHANGED
+    with pytest.raises(LedgerChanged):
+        await keeper.hold(Uid("uid-0"))  # what is held from before is worth nothing either
+    assert disk.memory.highest_fence == held.fence
+
+
+async def test_leases_that_are_taken_at_once_may_be_answered_in_any_order(
+    tables: LedgerTables, guards: Guards, disk: JournalDisk
+) -> None:
+    class Shuffled(FakeAgentLedger):
+        async def acquire(self, key: str, ttl: float) -> Lease:
+            lease = await super().acquire(key, ttl)
+            for _ in range(int(key) % 7):
+                await asyncio.sleep(0)
+            return lease
+
+        async def identity(self) -> LedgerIdentity:
+            answer = await super().identity()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return answer
+
+    ledger = Shuffled(NODE, tables)
+    keeper = LeaseKeeper(ledger, guards, tables.now)
+    await guards.check_ledger(await ledger.identity())
+
+    async def look() -> None:
+        seen = guards.highest_fence
+        await guards.check_ledger(await ledger.identity(), seen)
+
+    await asyncio.gather(*(work for n in range(50) for work in (keeper.hold(Uid(str(n))), look())))
+    assert guards.freeze is None
+    assert disk.memory.highest_fence == tables.fence
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_the_janitor_of_a_frozen_node_deletes_nothing(
+    tables: LedgerTables, clock: Clock, guards: Guards, frozen: bool
+) -> None:
+    store = FakeStore()
+    ledger = FakeAgentLedger(NODE, tables, monotonic=clock)
+    lease = await ledger.acquire("key", TTL_SECONDS)
+    facts = await archived(ledger, ref(), lease, "op")
+    store.archives[facts.sequence] = StoredArchive(
+        ArchiveRequest(InstallationId("ours"), ref(), facts.sequence, NODE_A, workspace(ref())),
+        {"a": "b"},
+        complete=True,
+    )
+    await ledger.mark_purging(facts.sequence, lease)
+    janitor = Janitor(ledger, FakeArchives(store, FakeMachine()), NODE_A, guards)
+    with pytest.raises(LedgerUnavailable, match="has not been checked yet"):
+        await janitor.sweep()
+    await guards.check_ledger(tables.identity())
+    if frozen:
+        guards.check_absence(40, 40)
+        with pytest.raises(PortError, match="have no object any more"):
+            await janitor.sweep()
+        assert store.archives
+        guards.check_absence(0, 40)
+        await guards.check_ledger(LedgerIdentity("another", 99))
+        with pytest.raises(LedgerChanged):
+            await janitor.sweep()
+        assert store.archives
+    else:
+        assert await janitor.sweep() == 1
+        assert not store.archives
+
+
+# ---------------------------------------------------------------------------------------------- refused rows
+
 BAD = rows(2)[0]
 
 
@@ -194,7 +315,7 @@ class Timed:
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time
         self.tables = LedgerTables(now=self.now)
-        self.keeper = LeaseKeeper(FakeAgentLedger(NODE, self.tables), self.now)
+        self.keeper = LeaseKeeper(FakeAgentLedger(NODE, self.tables), TrustingGuards(), self.now)
 
 
 @pytest.mark.looptime
@@ -253,7 +374,7 @@ async def test_a_renewal_that_fails_is_tried_again_while_the_lease_is_good() -> 
 async def test_whatever_goes_on_at_once_is_renewed_in_one_statement_for_each_interval() -> None:
     timed, calls = Timed(), []
     ledger = FakeAgentLedger(NODE, timed.tables, on_call=lambda name, when: calls.append((name, when)))
-    keeper = LeaseKeeper(ledger, timed.now)
+    keeper = LeaseKeeper(ledger, TrustingGuards(), timed.now)
     uids = [Uid(f"uid-{n}") for n in range(50)]
     async with AsyncExitStack() as works:
         for uid in uids:
@@ -288,7 +409,7 @@ async def test_a_lease_is_given_back_although_whoever_gave_it_back_was_cancelled
             await asyncio.sleep(3)
             await super().release(lease)
 
-    keeper = LeaseKeeper(Slow(NODE, timed.tables), timed.now)
+    keeper = LeaseKeeper(Slow(NODE, timed.tables), TrustingGuards(), timed.now)
     await keeper.hold(UID, 10)
     caller = asyncio.create_task(keeper.release(UID))
     await asked.wait()
@@ -307,7 +428,7 @@ async def test_a_release_has_a_deadline_of_its_own() -> None:
         async def release(self, lease: Lease) -> None:
             await asyncio.Event().wait()
 
-    keeper = LeaseKeeper(Silent(NODE, timed.tables), timed.now)
+    keeper = LeaseKeeper(Silent(NODE, timed.tables), TrustingGuards(), timed.now)
     await keeper.hold(UID, 10)
     began = timed.now()
     await keeper.release(UID)

@@ -46,6 +46,17 @@ class LedgerIdentity:
     highest_fence: int
 
 
+class LedgerJudge(Protocol):
+    """Decides, for an adapter that has a new connection, whether what is at its other end is to be used."""
+
+    @property
+    def highest_fence(self) -> int:
+        """That this node has seen: to be read before the ledger is asked, for it may rise meanwhile."""
+
+    async def admit(self, identity: LedgerIdentity, seen: int) -> None:
+        """`seen`: `highest_fence` from before it was asked. Raises `LedgerChanged`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     uid: Uid
