@@ -96,13 +96,18 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def run(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def run(
+        self, doing: str, work: Callable[[Connection], Awaitable[T]], deadline_seconds: float | None = None
+    ) -> T:
         """Run `work` on a connection; again if that connection was dead. `work` must be repeatable.
 
-        Raises `LedgerUnavailable` ("`doing`: why") for whatever PostgreSQL, the network or the deadline says.
+        `deadline_seconds`: for work that is known to take longer than the settings allow; such work sets a
+        `statement_timeout` of its own, too. Raises `LedgerUnavailable` ("`doing`: why") for whatever PostgreSQL, the
+        network or the deadline says.
         """
-        deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
-        with self._explained(doing):
+        seconds = self.settings.deadline_seconds if deadline_seconds is None else deadline_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._explained(doing, seconds):
             # After a restart of the server all of the pool's connections may be dead; each one is found out by use.
             for _ in range(self.settings.connections):
                 try:
@@ -153,7 +158,7 @@ class Database:
         await connection.execute(sql.SQL("SET idle_in_transaction_session_timeout = {}").format(idle))
         if self._admit is not None:
             try:
-                with self._explained("looking at the ledger of a new connection"):
+                with self._explained("looking at the ledger of a new connection", self.settings.deadline_seconds):
                     await self._admit(connection)
             except PortError as error:
                 self._not_admitted = str(error)
@@ -178,7 +183,7 @@ class Database:
         return Remembering
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
+    def _explained(self, doing: str, seconds: float) -> Iterator[None]:
         try:
             yield
         except (PoolTimeout, PoolClosed) as error:
@@ -197,9 +202,7 @@ class Database:
                 "database URL names another one"
             ) from error
         except TimeoutError as error:
-            raise LedgerUnavailable(
-                f"{doing}: PostgreSQL did not answer within {self.settings.deadline_seconds:g} s"
-            ) from error
+            raise LedgerUnavailable(f"{doing}: PostgreSQL did not answer within {seconds:g} s") from error
         except (psycopg.Error, OSError) as error:
             raise LedgerUnavailable(f"{doing}: {_first_line(error)}") from error
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from psycopg import sql
+from structlog.testing import capture_logs
 from tests.fakes.journal import FakeJournal
 
 from perdure.api.names import InstallationId
@@ -15,7 +16,7 @@ from perdure.ledger import migrate as migrate_module
 from perdure.ledger.admission import Admission
 from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.identity import read_identity
-from perdure.ledger.migrate import check_schema, known_migrations, migrate
+from perdure.ledger.migrate import Migration, check_schema, known_migrations, migrate
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.errors import LedgerUnavailable
 from perdure.reconcile.ports.ledger import LedgerIdentity
@@ -102,14 +103,77 @@ async def _sooner_or_later(database: Database) -> LedgerIdentity:
                 continue
 
 
+APPLIED = sql.SQL("SELECT version, applied_at FROM perdure_migrations ORDER BY version")
+SLEEPING = sql.SQL("SELECT 1 AS it FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+
+
+def and_also(text: str) -> tuple[Migration, ...]:
+    """The migrations there are, and one more."""
+    known = known_migrations()
+    return (*known, Migration(known[-1].version + 1, "slow", text))
+
+
+async def test_a_migration_may_take_longer_than_any_other_work(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DatabaseSettings(statement_seconds=0.5, deadline_seconds=1.0)
+    every = and_also("SELECT pg_sleep(1.5)")
+    async with Database(database_url, settings) as database:
+        await migrate(database)
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        with capture_logs() as told:
+            await migrate(database)
+        rows = await database.rows("listing", APPLIED, {})
+        with pytest.raises(LedgerUnavailable, match="canceling statement due to statement timeout"):
+            await database.row("sleeping", sql.SQL("SELECT pg_sleep(1.5)"), {})
+    assert [row["version"] for row in rows] == [migration.version for migration in every]
+    assert [(line["event"], line["version"]) for line in told] == [
+        ("ledger_migrating", len(every)),
+        ("ledger_migrated", len(every)),
+    ]
+
+
+async def test_a_migration_has_an_end_of_its_own(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Database(database_url) as database:
+        await migrate(database)
+        every = and_also("SELECT pg_sleep(60)")
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        with pytest.raises(LedgerUnavailable, match="schema up to date: canceling statement due to statement timeout"):
+            await migrate(database, 2.0)
+
+
+async def test_who_is_ended_between_two_migrations_is_carried_on_by_the_next_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = and_also("CREATE TABLE half (); SELECT pg_sleep(600)"), and_also("CREATE TABLE half ()")
+    async with Database(database_url) as database, Database(database_url) as another:
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: slow)
+        migrating = asyncio.create_task(migrate(database))
+        async with asyncio.timeout(30):
+            while not await another.row("looking", SLEEPING, {}):
+                pass
+        migrating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await migrating
+        before = await another.rows("listing", APPLIED, {})
+        assert [row["version"] for row in before] == [migration.version for migration in slow[:-1]]
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: quick)
+        await migrate(another)
+        after = await another.rows("listing", APPLIED, {})
+    assert after[:-1] == before, "nothing was applied again"
+    assert after[-1]["version"] == len(quick)
+
+
 async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good = known_migrations()
     bad = replace(good[0], version=len(good) + 1, name="bad", text="CREATE TABLE half (); SELECT no_such_function();")
     async with Database(database_url) as database:
+        await migrate(database)
+        before = await database.row("counting", TABLES, {})
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: (*good, bad))
         with pytest.raises(LedgerUnavailable, match="no_such_function"):
             await migrate(database)
-        assert await database.row("counting", TABLES, {}) == {"n": 0}
+        assert await database.row("counting", TABLES, {}) == before
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: good)
         await migrate(database)
         await check_schema(database)
