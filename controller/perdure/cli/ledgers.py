@@ -54,13 +54,8 @@ async def keep_months_daily(database: Database, kept_days: int) -> None:
     while True:
         seconds = MONTHS_SECONDS
         try:
-            upkeep = await keep_months(database, kept_days)
+            await keep_months(database, kept_days)
         except LedgerUnavailable as error:
             log.warning("months_not_kept", error=str(error), retry_in=MONTHS_RETRY_SECONDS)
             seconds = MONTHS_RETRY_SECONDS
-        else:
-            for month in upkeep.made:
-                log.info("history_month_made", month=month.isoformat())
-            for month in upkeep.dropped:
-                log.info("history_month_dropped", month=month.isoformat(), kept_days=kept_days)
         await asyncio.sleep(seconds)
