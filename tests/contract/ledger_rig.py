@@ -10,14 +10,14 @@ import pytest
 from psycopg import sql
 from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTables
 from tests.integration.ledger.roles import documented_roles
-from tests.integration.ledger.samples import NODE_A, TTL
+from tests.integration.ledger.samples import NODE_A, TTL, schema_is_ours
 
 from perdure.api.names import InstallationId, NodeId, RuntimeRef
 from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.migrate import admit, migrate
+from perdure.ledger.migrate import migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
@@ -112,5 +112,5 @@ async def rig(request: pytest.FixtureRequest) -> AsyncIterator[Rig]:
         async with Database(roles.controller) as controller, Database(roles.agent) as agent:
             await migrate(controller)
             roles.grant()
-            await agent.run("looking at the schema", admit)
+            await agent.run("looking at the schema", schema_is_ours)
             yield PostgresRig(controller, agent)

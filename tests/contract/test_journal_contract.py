@@ -92,6 +92,25 @@ async def test_more_cannot_be_sent_than_waits(reopen: Reopen) -> None:
     assert len(journal.unsent()) == 2
 
 
+async def test_a_refused_row_is_kept_beside_the_others_until_it_is_taken_back(reopen: Reopen) -> None:
+    journal = await reopen()
+    await journal.commit(rows=rows(1))
+    await journal.commit(rows=rows(2))
+    await journal.sent(1)
+    await journal.set_aside()
+    assert (list(journal.refused()), list(journal.unsent())) == ([rows(1)[1]], list(rows(2)))
+    journal = await reopen()
+    assert (list(journal.refused()), list(journal.unsent())) == ([rows(1)[1]], list(rows(2)))
+    await journal.sent(1)
+    await journal.take_back()
+    assert (list(journal.refused()), list(journal.unsent())) == ([], [rows(1)[1], rows(2)[1]])
+    journal = await reopen()
+    assert (list(journal.refused()), list(journal.unsent())) == ([], [rows(1)[1], rows(2)[1]])
+    await journal.sent(2)
+    with pytest.raises(ValueError, match="none is waiting"):
+        await journal.set_aside()
+
+
 async def test_memory_is_kept_until_it_is_replaced(reopen: Reopen) -> None:
     journal = await reopen()
     memory = NodeMemory(InstallationId("cluster"), "ledger", 5, frozenset({Uid("uid-1"), Uid("uid-2")}))

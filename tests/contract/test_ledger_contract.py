@@ -26,9 +26,10 @@ from perdure.api.names import NamespaceUid, NodeId, OperationId, RuntimeRef
 from perdure.api.phases import Phase, may_follow
 from perdure.api.runtime import Restore, RestorePolicy
 from perdure.plan.certainty import Present
+from perdure.plan.health import HealthKind
 from perdure.plan.world import Bound, LedgerFacts, Op
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
-from perdure.reconcile.ports.journal import OperationRow
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused, StaleFence
+from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationRow
 from perdure.reconcile.ports.ledger import AgentLedger, Binding, BoundRow, Catalogued
 
 __all__ = ["rig"]
@@ -157,9 +158,35 @@ async def test_rows_may_come_twice_and_in_any_order(rig: Rig) -> None:
     assert (await known(ledger, ref())).data_seen == "k-2"
 
 
-async def test_a_message_with_odd_characters_does_not_hold_the_rows_up(rig: Rig) -> None:
-    await rig.agent().apply([finished(ref(), message="nul \0 and \udce4", snapshot_key="key-1")], NAME_A)
-    assert (await known(rig.agent(), ref())).data_seen == "key-1"
+ODD = "nul \0 and \udce4"
+
+
+async def test_odd_characters_in_any_text_do_not_hold_the_rows_up(rig: Rig) -> None:
+    odd = ref(f"uid {ODD}")
+    rows: list[LedgerRow] = [
+        replace(started(odd), correlation=ODD, image=ODD),
+        replace(finished(odd, message=ODD, snapshot_key="key-1"), error_code=ODD, image=ODD),
+        HealthRow(ODD, odd, HealthKind.EXITED, 100.0, message=ODD),
+    ]
+    await rig.agent().apply(rows, NAME_A)
+    for row in rows:
+        await rig.agent().apply([row], NAME_A)
+    assert (await known(rig.agent(), odd)).data_seen == "key-1"
+    assert len(await rig.health_events()) == 1
+    await rig.controller().force_release(odd, ODD)
+    assert (await known(rig.agent(), odd)).force_released
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+async def test_a_row_that_is_never_taken_is_refused_by_a_name_of_its_own_and_nothing_beside_it_is_written(
+    rig: Rig, beside: int
+) -> None:
+    good = [finished(ref(f"uid-{n}"), snapshot_key="key-1") for n in range(beside)]
+    with pytest.raises(RowRefused, match="out of range"):
+        await rig.agent().apply([*good, finished(ref("bad"), at=1e15, snapshot_key="key-1")], NAME_A)
+    assert (await known(rig.agent(), ref("uid-0"))).data_seen is None
+    await rig.agent().apply([finished(ref("bad"), snapshot_key="key-1")], NAME_A)
+    assert (await known(rig.agent(), ref("bad"))).data_seen == "key-1"
 
 
 async def test_a_durable_operation_is_begun_and_finished_under_its_lease(rig: Rig) -> None:

@@ -209,7 +209,7 @@ class Agency:
             journal=self.journal,
             ledger=self._ledger,
             cluster=self._cluster,
-            leases=LeaseKeeper(self._ledger, now),
+            leases=LeaseKeeper(self._ledger, self.guards, now),
             outbox=self.outbox,
             probe=probe,
         )

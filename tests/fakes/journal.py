@@ -25,6 +25,7 @@ class JournalDisk:
 
     records: dict[Uid, Record] = field(default_factory=dict)
     unsent: list[LedgerRow] = field(default_factory=list)
+    aside: list[LedgerRow] = field(default_factory=list)
     memory: NodeMemory = field(default_factory=NodeMemory)
 
 
@@ -72,6 +73,21 @@ class FakeJournal:
             raise ValueError(f"{count} rows cannot be confirmed: {len(self.disk.unsent)} are waiting")
         del self.disk.unsent[:count]
         self._call("sent", "after")
+
+    def refused(self) -> Sequence[LedgerRow]:
+        return tuple(self.disk.aside)
+
+    async def set_aside(self) -> None:
+        self._call("set_aside", "before")
+        if not self.disk.unsent:
+            raise ValueError("no row can have been refused: none is waiting")
+        self.disk.aside.append(self.disk.unsent.pop(0))
+        self._call("set_aside", "after")
+
+    async def take_back(self) -> None:
+        self._call("take_back", "before")
+        self.disk.unsent[:0], self.disk.aside = self.disk.aside, []
+        self._call("take_back", "after")
 
     def _call(self, name: str, when: Literal["before", "after"]) -> None:
         if self._on_call is not None:

@@ -43,10 +43,12 @@ from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused, StaleFence
 from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, BoundRow, Catalogued, Lease, LedgerIdentity
 
+LAST_MOMENT = 9_224_318_016_000.0
+"""As PostgreSQL has it: the end of the year 294276."""
 Hook = Callable[[str, Literal["before", "after"]], None]
 """Called around every call with its name (`ledger.begin`); what it raises is the kill."""
 
@@ -291,6 +293,8 @@ class FakeAgentLedger(_Fake):
 
     async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         self._before("apply")
+        if any(row.at > LAST_MOMENT for row in rows):
+            raise RowRefused("writing rows: timestamp out of range")
         for row in rows:
             if isinstance(row, OperationStarted):
                 self._start(row, None)

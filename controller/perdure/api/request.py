@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import NewType
 RequestId = NewType("RequestId", str)
 
 MAX_ID_LENGTH = 64
+_DIGEST_CHARACTERS = 32
 _ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_ID_LENGTH - 1}}}")
 
 
@@ -32,7 +34,11 @@ OF_NODES = (Verb.REINDEX, Verb.ACCEPT_ABSENCE)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`problem`: why it is refused; it then has no verb, and its (shortened) text for an id."""
+    """`problem`: why it is refused; it then has no verb.
+
+    The id goes into rows, logs and status, so it is of letters, digits, dots, hyphens and underscores whatever was
+    written: that of a refused request is made from its text, and the same for the same text.
+    """
 
     id: RequestId
     verb: Verb | None
@@ -52,7 +58,12 @@ def parse_request(text: str | None, of: Sequence[Verb] = OF_RUNTIMES) -> Request
         f"request {text[:MAX_ID_LENGTH]!r} is not understood; known are {verbs}, each ID being a new one of at most "
         f"{MAX_ID_LENGTH} letters, digits, dots, hyphens and underscores"
     )
-    return Request(RequestId(text[:MAX_ID_LENGTH]), None, problem)
+    return Request(_id_of_refused(text), None, problem)
+
+
+def _id_of_refused(text: str) -> RequestId:
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return RequestId(f"refused-{digest[:_DIGEST_CHARACTERS]}")
 
 
 def write_request(verb: Verb, id_: RequestId) -> str:

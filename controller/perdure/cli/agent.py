@@ -6,7 +6,7 @@ import uvloop
 
 from perdure.api.names import Uid
 from perdure.cli import node_side
-from perdure.cli.ledgers import open_checked_database
+from perdure.cli.ledgers import AgentAccess
 from perdure.cli.process import Process, patiently, run_process
 from perdure.cli.settings import AgentSettings
 from perdure.journal.identity import node_id
@@ -15,7 +15,6 @@ from perdure.kube.access import ClusterSource
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster, node_selector
 from perdure.kube.intake import Intake, node_watch, runtime_watches
-from perdure.ledger.agent import PostgresAgentLedger
 
 CHECKS = ("api", "engine", "node", "ledger")
 
@@ -33,9 +32,8 @@ async def _main(process: Process, settings: AgentSettings) -> None:
     identity = node_id(settings.node.state_dir)
     cluster = KubeCluster(client, process.metrics, host=settings.node.name, node_id=identity)
     installation = await patiently(process, "api", cluster.installation)
-    database = await open_checked_database(process.closing, settings.database_url.reveal())
-    ledger = PostgresAgentLedger(database, installation, identity)
-    neighbours = node_side.Neighbours(client, ledger, _nobody_near)
+    access = AgentAccess(settings.database_url.reveal(), installation, identity)
+    neighbours = node_side.Neighbours(client, access, _nobody_near)
     side = await node_side.build(process, settings.common, settings.node, neighbours)
     watches = (*runtime_watches(side, node_selector(identity)), node_watch(side.node_seen, settings.node.name))
     process.spawn("intake", Intake(client, source, "agent", watches, uvloop.new_event_loop).run())

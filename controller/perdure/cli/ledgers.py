@@ -10,12 +10,13 @@ import structlog
 
 from perdure.api.names import InstallationId, NodeId
 from perdure.cli.process import Process, patiently
+from perdure.ledger.admission import Admission
 from perdure.ledger.agent import PostgresAgentLedger
-from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
-from perdure.ledger.migrate import admit, migrate
+from perdure.ledger.migrate import migrate
 from perdure.ledger.months import keep_months
 from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.ledger import LedgerJudge
 
 MONTHS_SECONDS = 24 * 3600.0
 MONTHS_RETRY_SECONDS = 600.0
@@ -24,22 +25,23 @@ MONTHS_RETRY_SECONDS = 600.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Ledgers:
-    """The two views of one ledger."""
-
-    agent: PostgresAgentLedger
-    controller: PostgresControllerLedger
-
-
 async def open_database(closing: AsyncExitStack, url: str) -> Database:
     """Opening never fails for a server that is away: the first question does."""
     return await closing.enter_async_context(Database(url))
 
 
-async def open_checked_database(closing: AsyncExitStack, url: str) -> Database:
-    """The agent's: to use a schema that is older or newer than it knows is refused, as a server that is away would."""
-    return await closing.enter_async_context(Database(url, admit=admit))
+@dataclass(frozen=True, slots=True)
+class AgentAccess:
+    """An agent's way to the ledger. Connections of its own also in standalone: each is judged before it is used."""
+
+    url: str
+    installation: InstallationId
+    node: NodeId
+
+    async def open(self, closing: AsyncExitStack, judge: LedgerJudge) -> PostgresAgentLedger:
+        """Another schema than it knows, and another ledger than before, is refused as a server that is away would be."""
+        database = Database(self.url, admit=Admission(self.installation, judge))
+        return PostgresAgentLedger(await closing.enter_async_context(database), self.installation, self.node)
 
 
 async def migrate_patiently(process: Process, database: Database) -> None:
@@ -52,18 +54,8 @@ async def keep_months_daily(database: Database, kept_days: int) -> None:
     while True:
         seconds = MONTHS_SECONDS
         try:
-            upkeep = await keep_months(database, kept_days)
+            await keep_months(database, kept_days)
         except LedgerUnavailable as error:
             log.warning("months_not_kept", error=str(error), retry_in=MONTHS_RETRY_SECONDS)
             seconds = MONTHS_RETRY_SECONDS
-        else:
-            for month in upkeep.made:
-                log.info("history_month_made", month=month.isoformat())
-            for month in upkeep.dropped:
-                log.info("history_month_dropped", month=month.isoformat(), kept_days=kept_days)
         await asyncio.sleep(seconds)
-
-
-def both(database: Database, installation: InstallationId, node: NodeId) -> Ledgers:
-    """For standalone."""
-    return Ledgers(PostgresAgentLedger(database, installation, node), PostgresControllerLedger(database, installation))

@@ -52,6 +52,7 @@ class NodeGauges:
         metrics.queue_depth.set(len(gauged.queue))
         metrics.oldest_key_seconds.set(gauged.queue.oldest_age())
         metrics.journal_unsent_rows.set(len(gauged.journal.unsent()))
+        metrics.journal_refused_rows.set(len(gauged.journal.refused()))
         freeze = gauged.guards.freeze
         for reason in _FREEZES:
             frozen = freeze is not None and freeze.reason is reason

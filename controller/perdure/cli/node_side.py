@@ -19,6 +19,7 @@ from perdure.api.request import Verb
 from perdure.api.runtime import Runtime
 from perdure.archive.local import LocalStore
 from perdure.cli import options
+from perdure.cli.ledgers import AgentAccess
 from perdure.cli.networks import open_networks
 from perdure.cli.node_gauges import Gauged, NodeGauges
 from perdure.cli.process import RETRY_SECONDS, Process, patiently
@@ -95,7 +96,7 @@ class Neighbours:
     """What the node's half is given by the process that it is part of."""
 
     client: ApiClient
-    ledger: PostgresAgentLedger
+    ledger: AgentAccess
     on_released: Callable[[Uid], None]
 
 
@@ -108,7 +109,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     installation = await patiently(process, "api", cluster.installation)
     guards = Guards(journal)
     await guards.check_installation(installation)
-    ledger = neighbours.ledger
+    ledger = await neighbours.ledger.open(process.closing, guards)
     engine = ContainerdEngine(
         ContainerdSettings(
             address=str(node.containerd_address),
@@ -126,7 +127,15 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     cache = RuntimeCache(queue.add)
     retries, outbox = Retries(), Outbox(journal, ledger, node.name)
     hands = Hands(
-        engine, networks.sandbox, archives, journal, ledger, cluster, LeaseKeeper(ledger), outbox, process.metrics
+        engine,
+        networks.sandbox,
+        archives,
+        journal,
+        ledger,
+        cluster,
+        LeaseKeeper(ledger, guards),
+        outbox,
+        process.metrics,
     )
     place = Place(installation, node.name, node_id)
     executor = Executor(hands, place, now=time.time, concurrent_starts=node.max_concurrent_starts)
@@ -199,7 +208,7 @@ def describe(node: NodeSettings, node_id: NodeId) -> NodeDescription:
 async def _first_look(side: NodeSide, ledger: PostgresAgentLedger) -> None:
     """The whole picture before the first plan: with a half-filled cache every runtime would look like an orphan."""
     try:
-        await side.guards.check_ledger(await ledger.identity())
+        await _check_ledger(side, ledger)
     except PortError as error:
         log.warning("ledger_away_at_start", error=str(error))
     await side.resync.once()
@@ -249,10 +258,15 @@ async def _report_node(process: Process, side: NodeSide, interval: float) -> Non
             await asyncio.sleep(interval * random.uniform(0.8, 1.2))
 
 
+async def _check_ledger(side: NodeSide, ledger: PostgresAgentLedger) -> None:
+    seen = side.guards.highest_fence
+    await side.guards.check_ledger(await ledger.identity(), seen)
+
+
 async def _watch_ledger_identity(process: Process, side: NodeSide, ledger: PostgresAgentLedger) -> None:
     while True:
         try:
-            await side.guards.check_ledger(await ledger.identity())
+            await _check_ledger(side, ledger)
         except PortError as error:
             process.checks.report("ledger", False, str(error))
             await asyncio.sleep(RETRY_SECONDS)

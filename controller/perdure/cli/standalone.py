@@ -15,7 +15,7 @@ from perdure.api.runtime import Runtime
 from perdure.cli import controller_side, node_side
 from perdure.cli.controller import prepare_cluster
 from perdure.cli.controller_side import ControllerSide
-from perdure.cli.ledgers import both, keep_months_daily, migrate_patiently, open_database
+from perdure.cli.ledgers import AgentAccess, keep_months_daily, migrate_patiently, open_database
 from perdure.cli.node_side import NodeSide
 from perdure.cli.process import Process, patiently, run_process
 from perdure.cli.settings import StandaloneSettings
@@ -26,6 +26,7 @@ from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.intake import Intake, archive_watch, node_watch, runtime_watches
 from perdure.kube.lease import LeaderLease, LeaderTiming
+from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.embedded import EmbeddedPostgres
 from perdure.reconcile.ports.cluster import Objects
 
@@ -49,9 +50,9 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     client = await process.closing.enter_async_context(ApiClient(source))
     installation = await prepare_cluster(process, client)
     identity = node_id(settings.node.state_dir)
-    database = await open_database(process.closing, await _database_url(process, settings))
+    url = await _database_url(process, settings)
+    database = await open_database(process.closing, url)
     await migrate_patiently(process, database)
-    ledgers = both(database, installation, identity)
     host = socket.gethostname()
     # The lock on the state folder makes this holder unique, so the Lease of a killed predecessor is ours at once.
     leader = LeaderLease(client, f"{host}-{identity}", timing=PATIENT)
@@ -61,9 +62,10 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     process.spawn("leader", leader.hold())
     process.spawn("history-months", keep_months_daily(database, settings.history_days))
     halves = _Halves()
-    neighbours = node_side.Neighbours(client, ledgers.agent, halves.released)
+    neighbours = node_side.Neighbours(client, AgentAccess(url, installation, identity), halves.released)
     halves.node = await node_side.build(process, settings.common, settings.node, neighbours)
-    seats = controller_side.Seats(client, ledgers.controller, host, halves.shared, settings.port_range)
+    ledger = PostgresControllerLedger(database, installation)
+    seats = controller_side.Seats(client, ledger, host, halves.shared, settings.port_range)
     halves.controller = await patiently(
         process, "controller", lambda: controller_side.build(process, settings.common, seats)
     )

@@ -77,6 +77,7 @@ class FileJournal:
             path=str(log.path),
             records=len(replayed.state.records),
             unsent=len(replayed.state.unsent),
+            refused=len(replayed.state.aside),
             bytes=log.size,
         )
         return cls(log, replayed.state, settings)
@@ -116,7 +117,8 @@ class FileJournal:
     ) -> None:
         """See `Journal`. A cancelled caller's commit is still made: it is there entirely or not at all."""
         limit = self._settings.unsent_rows
-        if rows and len(self._state.unsent) + self._rows_on_the_way + len(rows) > limit:
+        kept = len(self._state.unsent) + len(self._state.aside) + self._rows_on_the_way
+        if rows and kept + len(rows) > limit:
             raise JournalFailed(
                 f"committing to the node journal {self._log.path}: {limit} rows already wait for the ledger, "
                 "which is the most that are kept; bring the ledger back, work goes on by itself then"
@@ -130,6 +132,21 @@ class FileJournal:
                 raise ValueError(f"{count} rows cannot be confirmed: {len(self._state.unsent)} are waiting")
             if count:
                 await self._durable(Entry(sent=count))
+
+    def refused(self) -> Sequence[LedgerRow]:
+        return tuple(self._state.aside)
+
+    async def set_aside(self) -> None:
+        """See `Journal`. Raises `ValueError` if nothing is waiting."""
+        async with self._sending:
+            if not self._state.unsent:
+                raise ValueError("no row can have been refused: none is waiting")
+            await self._durable(Entry(sent=1, aside=(Row.of(self._state.unsent[0]),)))
+
+    async def take_back(self) -> None:
+        async with self._sending:
+            if self._state.aside:
+                await self._durable(Entry(back=True))
 
     # ------------------------------------------------------------------------------------------ group commit
 

@@ -56,6 +56,10 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     rows: tuple[Row, ...] = ()
     memory: NodeMemory | None = None
     sent: int = 0
+    aside: tuple[Row, ...] = ()
+    """Set aside, as the ledger refuses them; with `sent`, in the same entry, for those that were waiting."""
+    back: bool = False
+    """What was set aside waits again."""
 
 
 class State:
@@ -64,18 +68,22 @@ class State:
     def __init__(self) -> None:
         self.records: dict[Uid, Record] = {}
         self.unsent: list[LedgerRow] = []
+        self.aside: list[LedgerRow] = []
         self.memory = NodeMemory()
 
     @property
     def live(self) -> int:
         """How many things are remembered: what a compacted journal would hold."""
-        return len(self.records) + len(self.unsent) + 1
+        return len(self.records) + len(self.unsent) + len(self.aside) + 1
 
     def apply(self, entry: Entry) -> None:
         """Raises `ValueError` for an entry that this journal cannot have had: more rows sent than there were."""
         if entry.sent > len(self.unsent):
             raise ValueError(f"{entry.sent} rows are said to be sent, but only {len(self.unsent)} were waiting")
         del self.unsent[: entry.sent]
+        self.aside.extend(row.it for row in entry.aside)
+        if entry.back:
+            self.unsent[:0], self.aside = self.aside, []
         if entry.put is not None:
             self.records[entry.put.ref.uid] = entry.put
         if entry.forget is not None:
@@ -89,6 +97,8 @@ class State:
         yield Entry(memory=self.memory)
         for record in self.records.values():
             yield Entry(put=record)
+        for rows in _chunks(self.aside):
+            yield Entry(aside=tuple(map(Row.of, rows)))
         for rows in _chunks(self.unsent):
             yield Entry(rows=tuple(map(Row.of, rows)))
 

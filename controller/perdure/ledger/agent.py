@@ -25,13 +25,13 @@ from perdure.api.names import (
 )
 from perdure.api.runtime import Restore
 from perdure.ledger import catalogue, health, leases, operations, ports
-from perdure.ledger.database import Connection, Database
+from perdure.ledger.database import Connection, Database, refuses_data
 from perdure.ledger.identity import read_identity
 from perdure.plan.binding import Refused
 from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Workspace
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused
 from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
 
@@ -84,9 +84,16 @@ class PostgresAgentLedger:
     # ------------------------------------------------------------------------------------------ operations
 
     async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
-        """All rows or none of them. One row is one statement, and one round trip."""
+        """One row is one statement, and one round trip."""
         doing = f"writing {len(rows)} rows of operations and health"
-        statements = [self._apply(row, node) for row in rows]
+        try:
+            await self._write(doing, [self._apply(row, node) for row in rows])
+        except LedgerUnavailable as error:
+            if refuses_data(error):
+                raise RowRefused(str(error)) from error
+            raise
+
+    async def _write(self, doing: str, statements: Sequence[tuple[sql.SQL, dict[str, object]]]) -> None:
         if len(statements) == 1:
             await self._database.write(doing, *statements[0])
             return
@@ -305,7 +312,7 @@ class PostgresAgentLedger:
             raise PortError(f"{doing}: its purge was never begun", reason=Reason.PURGE_FAILED)
 
     async def quarantine(self, sequence: int, why: str) -> None:
-        parameters = {"installation": self._installation, "sequence": sequence, "why": operations.storable(why)}
+        parameters = {"installation": self._installation, "sequence": sequence, "why": why}
         await self._database.write(f"putting archive {sequence} into quarantine", catalogue.QUARANTINE, parameters)
 
     # ------------------------------------------------------------------------------------------ ports

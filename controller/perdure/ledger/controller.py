@@ -173,7 +173,7 @@ class PostgresControllerLedger:
             _FORCE_RELEASE,
             **operations.identity_parameters(self._installation, ref),
             id=f"{ref.uid}/force-release",
-            reason=operations.storable(reason),
+            reason=reason,
         )
 
     async def record_retained(self, namespace_uid: NamespaceUid, object_name: str, retain: bool) -> None:

@@ -21,7 +21,8 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
-from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.ledger.text import StorableText
+from perdure.reconcile.ports.errors import LedgerUnavailable, PortError
 
 T = TypeVar("T")
 Connection = AsyncConnection[DictRow]
@@ -55,7 +56,8 @@ class Database:
     ) -> None:
         """`url`: a libpq URL or `key=value` string. Raises `LedgerUnavailable` when it is neither.
 
-        `admit` is asked of each new connection, and raises `LedgerUnavailable` for a ledger that is not to be used.
+        `admit` is asked of each new connection, before anything else is said on it, and raises a `PortError` for a ledger
+        that is not to be used.
         """
         check_url(url)
         self._admit = admit
@@ -69,6 +71,7 @@ class Database:
                 "autocommit": True,
                 "row_factory": dict_row,
                 "application_name": "perdure",
+                "client_encoding": "utf8",
                 "connect_timeout": max(2, round(self.settings.connect_seconds)),
             },
             configure=self._configure,
@@ -93,13 +96,18 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def run(self, doing: str, work: Callable[[Connection], Awaitable[T]]) -> T:
+    async def run(
+        self, doing: str, work: Callable[[Connection], Awaitable[T]], deadline_seconds: float | None = None
+    ) -> T:
         """Run `work` on a connection; again if that connection was dead. `work` must be repeatable.
 
-        Raises `LedgerUnavailable` ("`doing`: why") for whatever PostgreSQL, the network or the deadline says.
+        `deadline_seconds`: for work that is known to take longer than the settings allow; such work sets a
+        `statement_timeout` of its own, too. Raises `LedgerUnavailable` ("`doing`: why") for whatever PostgreSQL, the
+        network or the deadline says.
         """
-        deadline = asyncio.get_running_loop().time() + self.settings.deadline_seconds
-        with self._explained(doing):
+        seconds = self.settings.deadline_seconds if deadline_seconds is None else deadline_seconds
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._explained(doing, seconds):
             # After a restart of the server all of the pool's connections may be dead; each one is found out by use.
             for _ in range(self.settings.connections):
                 try:
@@ -142,6 +150,7 @@ class Database:
         if connection.info.server_version < OLDEST_SERVER:
             self._last_refusal = f"the server is PostgreSQL {connection.info.server_version // 10000}, 14 is the oldest"
             raise psycopg.NotSupportedError(self._last_refusal)
+        connection.adapters.register_dumper(str, StorableText)
         milliseconds = round(self.settings.statement_seconds * 1000)
         await connection.execute(sql.SQL("SET statement_timeout = {}").format(milliseconds))
         # A machine that is lost in the middle of a transaction must not hold its locks until TCP notices.
@@ -149,9 +158,9 @@ class Database:
         await connection.execute(sql.SQL("SET idle_in_transaction_session_timeout = {}").format(idle))
         if self._admit is not None:
             try:
-                with self._explained("looking at the ledger of a new connection"):
+                with self._explained("looking at the ledger of a new connection", self.settings.deadline_seconds):
                     await self._admit(connection)
-            except LedgerUnavailable as error:
+            except PortError as error:
                 self._not_admitted = str(error)
                 raise psycopg.NotSupportedError(self._not_admitted) from error
             self._not_admitted = ""
@@ -174,7 +183,7 @@ class Database:
         return Remembering
 
     @contextmanager
-    def _explained(self, doing: str) -> Iterator[None]:
+    def _explained(self, doing: str, seconds: float) -> Iterator[None]:
         try:
             yield
         except (PoolTimeout, PoolClosed) as error:
@@ -193,9 +202,7 @@ class Database:
                 "database URL names another one"
             ) from error
         except TimeoutError as error:
-            raise LedgerUnavailable(
-                f"{doing}: PostgreSQL did not answer within {self.settings.deadline_seconds:g} s"
-            ) from error
+            raise LedgerUnavailable(f"{doing}: PostgreSQL did not answer within {seconds:g} s") from error
         except (psycopg.Error, OSError) as error:
             raise LedgerUnavailable(f"{doing}: {_first_line(error)}") from error
 
@@ -218,6 +225,18 @@ def _advice(refusal: str) -> str:
     if "does not exist" in refusal:
         return "; check user and database in the database URL"
     return ""
+
+
+def refuses_data(error: LedgerUnavailable) -> bool:
+    """Whether the server answered that it never takes what a statement says: the data, not the server, is at fault.
+
+    SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation), and 54000, which is said of a value that
+    is too large for an index: https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
+    cause = error.__cause__
+    return isinstance(cause, psycopg.DataError | psycopg.IntegrityError) or (
+        isinstance(cause, psycopg.errors.ProgramLimitExceeded) and cause.sqlstate == "54000"
+    )
 
 
 def check_url(url: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from psycopg import sql
 
 from perdure.api.names import InstallationId, NodeName
-from perdure.ledger.operations import identity_parameters, storable
+from perdure.ledger.operations import identity_parameters
 from perdure.reconcile.ports.journal import HealthRow
 
 TOLD = sql.SQL("""
@@ -31,6 +31,6 @@ def parameters(installation: InstallationId, row: HealthRow, node: NodeName) -> 
         "event": row.kind,
         "probe": row.probe,
         "exit_code": row.code,
-        "message": storable(row.message) or None,
+        "message": row.message or None,
         "at": row.at,
     }

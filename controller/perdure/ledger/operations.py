@@ -137,7 +137,7 @@ def finished_parameters(
         "after": row.after,
         "outcome": row.outcome,
         "error_code": row.error_code or None,
-        "message": storable(row.message) or None,
+        "message": row.message or None,
         "image": row.image or None,
         "snapshot_key": row.snapshot_key,
         "container": row.ref.container_id,
@@ -157,8 +157,3 @@ def identity_parameters(installation: InstallationId, ref: RuntimeRef) -> dict[s
         "namespace": ref.namespace,
         "name": ref.name,
     }
-
-
-def storable(text: str) -> str:
-    """Text as PostgreSQL takes it (no NUL, no lone surrogate): a message must never keep a row in the outbox."""
-    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")

@@ -159,6 +159,7 @@ class Census:
         self, engine_away: str | None, network: PortError | None, orphans: tuple[OrphanEntry, ...]
     ) -> tuple[Condition, ...]:
         freeze = self._post.guards.freeze
+        refused = len(self._post.journal.refused())
         names = ", ".join(f"{orphan.kind}/{orphan.namespace}/{orphan.name}" for orphan in orphans[:MAX_NAMED])
         return (
             _condition("Ready", engine_away is None, Reason.ENGINE_UNAVAILABLE, engine_away or ""),
@@ -180,6 +181,13 @@ class Census:
                 freeze is None,
                 freeze.reason if freeze else Reason.AS_EXPECTED,
                 freeze.message if freeze else "",
+            ),
+            _condition(
+                "HistoryComplete",
+                not refused,
+                Reason.INTERNAL_ERROR,
+                f"the ledger refuses {refused} rows of this node's history as they are: the agent's log says why. They "
+                "stay in the node's journal, and are tried again hourly",
             ),
         )
 

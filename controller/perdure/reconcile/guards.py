@@ -1,7 +1,8 @@
 """When a whole node must keep its hands off: too many objects absent at once, another cluster, another ledger.
 
-Absence of objects is evidence of an accident far more often than of intent. The guards are asked before every plan, and
-looked at after every resync and every (re)connection.
+Absence of objects is evidence of an accident far more often than of intent. The guards are asked before every plan, before
+every step under a lease and before the janitor deletes, and told of every resync, of every new connection to the ledger
+and of every lease.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Uid
 from perdure.plan.world import Freeze
 from perdure.reconcile.ports.cluster import Objects
-from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.errors import LedgerChanged, LedgerUnavailable, PortError
 from perdure.reconcile.ports.journal import Journal
 from perdure.reconcile.ports.ledger import LedgerIdentity
 
@@ -43,6 +44,8 @@ class Guards:
         self._accepted = journal.memory().accepted_absent
         self._one_at_a_time = asyncio.Lock()
         """What the node remembers is changed from what it remembers: never two changes from the same."""
+        self._fence = journal.memory().highest_fence
+        self._ledger_seen = False
 
     @property
     def freeze(self) -> Freeze | None:
@@ -61,23 +64,69 @@ class Guards:
                     "another state folder if the node is to move"
                 )
 
-    async def check_ledger(self, identity: LedgerIdentity) -> None:
-        """The same for the ledger; its highest fence must never go backwards."""
+    @property
+    def highest_fence(self) -> int:
+        """That this node has seen. Fences only rise: a ledger that is asked from now on knows of it."""
+        return self._fence
+
+    async def check_ledger(self, identity: LedgerIdentity, seen: int | None = None) -> None:
+        """The same for the ledger; its highest fence must never go backwards. `seen`: `highest_fence` from before it was
+        asked, where leases may have been taken meanwhile."""
+        memory, seen = self._journal.memory(), self._fence if seen is None else seen
+        if memory.ledger is not None and memory.ledger != identity.id:
+            self._freeze_identity(
+                f"the ledger is another one ({identity.id}) than before ({memory.ledger}): nothing is removed. Connect the "
+                "agent to the right database"
+            )
+        elif identity.highest_fence < seen:
+            self._freeze_identity(
+                f"the ledger was put back to an earlier day: its highest fence is {identity.highest_fence}, this node has "
+                f"seen {seen}. Nothing is removed"
+            )
+        elif self._identity is None:
+            await self._remember(identity.id, identity.highest_fence)
+            self._ledger_seen = True
+
+    async def admit(self, identity: LedgerIdentity, seen: int) -> None:
+        """See `LedgerJudge`: nothing more is said on a connection that leads elsewhere, so that no row is given to, and no
+        "there is no data" taken from, a ledger that is not ours."""
+        await self.check_ledger(identity, seen)
+        self.trust_ledger()
+
+    async def check_fence(self, fence: int, seen: int) -> None:
+        """Of a lease that was taken; `seen`: `highest_fence` from before it was asked for. Raises `LedgerChanged` if the
+        ledger gave out a number that it cannot have: an older state was put in its place under an open connection."""
+        self.trust_ledger()
+        if fence <= seen:
+            self._freeze_identity(
+                f"the ledger was put back to an earlier day: it gave out fence {fence}, this node has seen {seen}. Nothing "
+                "is removed"
+            )
+            self.trust_ledger()
+        await self._remember(self._journal.memory().ledger, fence)
+
+    async def _remember(self, ledger: str | None, fence: int) -> None:
+        self._fence = max(self._fence, fence)
         async with self._one_at_a_time:
             memory = self._journal.memory()
-            if memory.ledger is not None and memory.ledger != identity.id:
-                self._freeze_identity(
-                    f"the ledger is another one ({identity.id}) than before ({memory.ledger}): nothing is removed. Connect "
-                    "the agent to the right database"
-                )
-            elif identity.highest_fence < memory.highest_fence:
-                self._freeze_identity(
-                    f"the ledger was put back to an earlier day: its highest fence is {identity.highest_fence}, this node "
-                    f"has seen {memory.highest_fence}. Nothing is removed"
-                )
-            elif (memory.ledger, memory.highest_fence) != (identity.id, identity.highest_fence):
-                newer = replace(memory, ledger=identity.id, highest_fence=identity.highest_fence)
-                await self._journal.commit(memory=newer)
+            if memory.ledger != ledger or memory.highest_fence < self._fence:
+                await self._journal.commit(memory=replace(memory, ledger=ledger, highest_fence=self._fence))
+
+    def trust_ledger(self) -> None:
+        """Before anything destructive is done in the ledger's name. Raises `LedgerChanged` in another one's, and
+        `LedgerUnavailable` as long as nobody has looked which one it is since this process began."""
+        if self._identity is not None:
+            raise LedgerChanged(self._identity.message)
+        if not self._ledger_seen:
+            raise LedgerUnavailable(
+                "which ledger it is has not been checked yet since the agent began; that is done with its first connection"
+            )
+
+    def permit_removal(self) -> None:
+        """Before data is deleted that no runtime's plan speaks of. Raises `PortError` while anything is frozen."""
+        self.trust_ledger()
+        if self._absence is not None:
+            raise PortError(self._absence.message, reason=self._absence.reason)
 
     async def check_absence(self, objects: Objects) -> None:
         """After each full list: how many recorded lives have no object although nobody was seen deleting them.

@@ -17,6 +17,7 @@ import structlog
 
 from perdure.api.conditions import Reason
 from perdure.api.names import Uid
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.errors import PortError, StaleFence
 from perdure.reconcile.ports.ledger import AgentLedger, Lease
 
@@ -38,9 +39,14 @@ class LeaseKeeper:
     """One per agent process. Keys are uids."""
 
     def __init__(
-        self, ledger: AgentLedger, monotonic: Callable[[], float] = time.monotonic, times: LeaseTimes | None = None
+        self,
+        ledger: AgentLedger,
+        guards: Guards,
+        monotonic: Callable[[], float] = time.monotonic,
+        times: LeaseTimes | None = None,
     ) -> None:
         self._ledger = ledger
+        self._guards = guards
         self._monotonic = monotonic
         self._times = times or LeaseTimes()
         self._leases: dict[Uid, Lease] = {}
@@ -51,19 +57,27 @@ class LeaseKeeper:
 
     async def hold(self, uid: Uid, deadline: float | None = None) -> Lease:
         """A lease that is good for a step of at most `deadline` seconds (default: one effect). Raises what the ledger
-        raises; `StaleFence` if it was lost since it was taken: what was seen under it may not be so any more."""
+        raises; `StaleFence` if it was lost since it was taken: what was seen under it may not be so any more;
+        `LedgerChanged` if the ledger is another one by now."""
+        self._guards.trust_ledger()
         deadline = self._times.effect_seconds if deadline is None else deadline
         lease = self._leases.get(uid)
         if lease is not None and lease.expires_at - self._monotonic() > 2 * deadline:
             return lease
         ttl = max(self._times.ttl_seconds, 3 * deadline)
         if lease is None:
-            return self._keep(uid, await self._ledger.acquire(uid, ttl))
+            return self._keep(uid, await self._take(uid, ttl))
         try:
             return self._keep(uid, await self._ledger.renew(lease, ttl))
         except StaleFence:
             self._leases.pop(uid, None)
             raise
+
+    async def _take(self, uid: Uid, ttl: float) -> Lease:
+        seen = self._guards.highest_fence
+        lease = await self._ledger.acquire(uid, ttl)
+        await self._guards.check_fence(lease.fence, seen)
+        return lease
 
     def _keep(self, uid: Uid, lease: Lease) -> Lease:
         self._leases[uid] = lease

@@ -67,6 +67,7 @@ class Metrics:
     frozen: Gauge
     """[reason]"""
     journal_unsent_rows: Gauge
+    journal_refused_rows: Gauge
     loop_lag_seconds: Histogram
 
     def reconciled(self, outcome: str, seconds: float) -> None:
@@ -148,6 +149,9 @@ def new_metrics() -> Metrics:
         frozen=gauge("frozen", "1 while nothing destructive is done on this node until a person has looked.", "reason"),
         journal_unsent_rows=gauge(
             "journal_unsent_rows", "Rows in the node journal that the ledger has not confirmed yet."
+        ),
+        journal_refused_rows=gauge(
+            "journal_refused_rows", "Rows that the ledger refuses as they are; the node journal keeps them."
         ),
         loop_lag_seconds=histogram(
             "event_loop_lag_seconds", "How much later than asked the event loop woke a task.", buckets=_FAST

@@ -5,8 +5,11 @@ clean-up is over once its intent is committed.
 """
 
 import asyncio
+import tempfile
 import time
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from psycopg import sql
 
@@ -14,6 +17,7 @@ from perdure.api import names
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Runtime, parse_runtime
+from perdure.journal.file import FileJournal, JournalSettings
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
 from perdure.plan.certainty import Absent, Present
@@ -21,6 +25,7 @@ from perdure.plan.operations import operation_id
 from perdure.plan.planner import plan
 from perdure.plan.steps import Begin
 from perdure.plan.world import ImageFacts, Observed, Op, Record, SnapshotFacts, Source, Wanted, Workspace, World
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.ports.journal import OperationStarted
 from perdure.reconcile.queue import KeyedQueue
@@ -45,14 +50,14 @@ _TOUCHED = sql.SQL("SELECT (SELECT count(*) FROM leases WHERE installation = %(i
 class _Node:
     """Stopped runtimes as an agent knows them, and the queue that wakes it."""
 
-    def __init__(self, ledger: PostgresAgentLedger) -> None:
+    def __init__(self, ledger: PostgresAgentLedger, guards: Guards) -> None:
         self.queue: KeyedQueue[Uid] = KeyedQueue()
         self.looks = 0
         self.begun: list[float] = []
         """When each clean-up was begun (time.perf_counter)."""
         self._worlds: dict[Uid, World] = {}
         self._ledger = ledger
-        self._leases = LeaseKeeper(ledger)
+        self._leases = LeaseKeeper(ledger, guards)
 
     def stop(self, number: int, ago: float) -> None:
         """One more that stopped ``ago`` seconds before now."""
@@ -93,8 +98,14 @@ def _runtime(of: RuntimeRef) -> Runtime:
 async def sweep(url: str, stopped: int, due: int) -> list[Row]:
     """From the instant at which ``due`` of ``stopped`` are due until all of their clean-ups are begun."""
     say(f"    {due} of {stopped} stopped runtimes become due")
-    async with Database(url) as database:
-        node = _Node(PostgresAgentLedger(database, _CLUSTER, _NODE))
+    async with AsyncExitStack() as closing:
+        database = await closing.enter_async_context(Database(url))
+        folder = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="perdure-sweep-", dir="/var/tmp")))
+        journal = FileJournal.open(folder, JournalSettings(reserve_bytes=0))
+        closing.push_async_callback(journal.close)
+        ledger, guards = PostgresAgentLedger(database, _CLUSTER, _NODE), Guards(journal)
+        await guards.check_ledger(await ledger.identity())
+        node = _Node(ledger, guards)
         workers = [asyncio.create_task(work(node.queue, node.handle, _crashed)) for _ in range(WORKERS)]
         began, cpu = time.perf_counter(), time.process_time()
         for number in range(due, stopped):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from perdure.api.archive import object_name
 from perdure.api.names import ChainId, Kind, NamespaceUid, NodeId, NodeName, OperationId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.phases import Phase
+from perdure.ledger.database import Connection
+from perdure.ledger.migrate import applied_to, check_applied
 from perdure.plan.world import ArchiveFacts, Op, Outcome, Source, Workspace
 from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import AgentLedger, Lease
@@ -85,3 +87,8 @@ async def archived(
     facts = archive(of, sequence, node=node, empty=empty)
     await ledger.finish_archive(facts, lease)
     return replace(facts, object_name=object_name(of.kind, of.name, sequence))
+
+
+async def schema_is_ours(connection: Connection) -> None:
+    """Raises `LedgerUnavailable` for another schema than this program's."""
+    check_applied(await applied_to(connection))

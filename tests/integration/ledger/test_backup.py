@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from tests.fakes.journal import FakeJournal
 from tests.integration.ledger.roles import documented_sql
-from tests.integration.ledger.samples import NAME_A, NODE_A, TTL, archived, finished, ref, started
+from tests.integration.ledger.samples import NAME_A, NODE_A, TTL, archived, finished, ref, schema_is_ours, started
 
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, Kind
@@ -20,7 +20,7 @@ from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
 from perdure.ledger.history import HistoryQuery, read_history
-from perdure.ledger.migrate import admit, migrate
+from perdure.ledger.migrate import migrate
 from perdure.ledger.months import keep_months
 from perdure.plan.world import Op
 from perdure.reconcile.guards import Guards
@@ -110,7 +110,7 @@ async def test_a_lease_of_the_lost_time_is_worth_nothing_even_if_its_fence_is_gi
 
 async def test_a_restored_ledger_is_whole_and_takes_rows(restored: Restored) -> None:
     async with Database(restored.url) as database:
-        await database.run("looking at the schema", admit)
+        await database.run("looking at the schema", schema_is_ours)
         assert (await keep_months(database, 90)).dropped == ()
         ledger = PostgresAgentLedger(database, CLUSTER, NODE_A)
         await ledger.apply([finished(ref(), 1), started(ref(), 2), finished(ref(), 2)], NAME_A)

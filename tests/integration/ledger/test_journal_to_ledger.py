@@ -121,6 +121,21 @@ async def test_a_full_journal_stops_new_work_and_an_emptied_one_takes_it(
     assert_each_is_there_once(server.url, 11)
 
 
+async def test_a_row_that_the_server_refuses_holds_up_no_other(server: EmbeddedPostgres, state_dir: Path) -> None:
+    journal = FileJournal.open(state_dir / "node", SETTINGS)
+    bad = finished(ref("uid-1"), at=1e15)
+    for n in range(5):
+        await journal.commit(rows=rows_of(n) if n != 1 else (started(ref("uid-1")), bad))
+    async with Database(server.url, HASTY) as database:
+        await outbox_of(journal, database).flush()
+        assert (list(journal.refused()), list(journal.unsent())) == ([bad], [])
+        row = await database.row(
+            "counting", sql.SQL("SELECT count(*) AS n, count(finished_at) AS ended FROM operations"), {}
+        )
+        assert row == {"n": 5, "ended": 4}
+    await journal.close()
+
+
 # ---------------------------------------------------------------------------------------------- lost in the middle
 
 

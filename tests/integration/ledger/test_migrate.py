@@ -7,13 +7,18 @@ from dataclasses import replace
 
 import pytest
 from psycopg import sql
+from structlog.testing import capture_logs
+from tests.fakes.journal import FakeJournal
+from tests.integration.ledger.samples import schema_is_ours
 
 from perdure.api.names import InstallationId
 from perdure.api.phases import EDGES, Phase
 from perdure.ledger import migrate as migrate_module
+from perdure.ledger.admission import Admission
 from perdure.ledger.database import Database, DatabaseSettings
 from perdure.ledger.identity import read_identity
-from perdure.ledger.migrate import admit, known_migrations, migrate
+from perdure.ledger.migrate import Migration, known_migrations, migrate
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.errors import LedgerUnavailable
 from perdure.reconcile.ports.ledger import LedgerIdentity
 
@@ -32,7 +37,7 @@ async def test_processes_that_start_at_once_make_one_schema(database_url: str) -
     identities = {(await read_identity(database, InstallationId("i"))).id for database in databases}
     versions = await databases[0].rows("listing", VERSIONS, {})
     for database in databases:
-        await database.run("looking at the schema", admit)
+        await database.run("looking at the schema", schema_is_ours)
         await database.close()
     assert len(identities) == 1
     assert [row["version"] for row in versions] == [migration.version for migration in known_migrations()]
@@ -42,7 +47,7 @@ async def test_a_newer_schema_is_refused_and_left_alone(database_url: str) -> No
     async with Database(database_url) as database:
         await migrate(database)
         await database.write("pretending to be newer", NEWER, {})
-        for refused in (migrate(database), database.run("looking", admit)):
+        for refused in (migrate(database), database.run("looking", schema_is_ours)):
             with pytest.raises(
                 LedgerUnavailable, match=r"it is 9999, and this program knows \d+ at most; run the newer"
             ):
@@ -60,21 +65,33 @@ async def test_a_migration_that_was_changed_is_refused(database_url: str) -> Non
 async def test_an_agent_says_that_the_controller_must_come_first(database_url: str) -> None:
     async with Database(database_url) as database:
         with pytest.raises(LedgerUnavailable, match="migration 1 is not applied; start the controller"):
-            await database.run("looking at the schema", admit)
+            await database.run("looking at the schema", schema_is_ours)
 
 
-async def test_an_agent_uses_no_schema_but_its_own_and_goes_on_when_it_is_there(database_url: str) -> None:
-    doing = r"reading the ledger's identity: reading the version of the ledger's schema: "
+async def test_an_agent_uses_no_schema_but_its_own_and_goes_on_when_it_is_there(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doing = r"reading the ledger's identity: "
     settings = DatabaseSettings(connections=1, connect_seconds=1.0)
-    async with Database(database_url) as owner, Database(database_url, settings, admit) as agent:
-        with pytest.raises(LedgerUnavailable, match=f"{doing}migration 1 is not applied; start the controller"):
+    admission, every = Admission(InstallationId("i"), Guards(FakeJournal())), known_migrations()
+    async with Database(database_url) as owner, Database(database_url, settings, admission) as agent:
+        with pytest.raises(
+            LedgerUnavailable, match=rf"{doing}.*the database has no ledger yet \(the controller makes it"
+        ):
+            await read_identity(agent, InstallationId("i"))
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every[:-1])
+        await migrate(owner)
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        with pytest.raises(
+            LedgerUnavailable, match=f"{doing}.*migration {len(every)} is not applied; start the controller"
+        ):
             await read_identity(agent, InstallationId("i"))
         await migrate(owner)
         assert await _sooner_or_later(agent) == await read_identity(owner, InstallationId("i"))
     async with Database(database_url) as owner:
         await owner.write("pretending to be newer", NEWER, {})
-        async with Database(database_url, settings, admit) as agent:
-            with pytest.raises(LedgerUnavailable, match=f"{doing}it is 9999"):
+        async with Database(database_url, settings, admission) as agent:
+            with pytest.raises(LedgerUnavailable, match=f"{doing}.*it is 9999"):
                 await read_identity(agent, InstallationId("i"))
 
 
@@ -87,17 +104,80 @@ async def _sooner_or_later(database: Database) -> LedgerIdentity:
                 continue
 
 
+APPLIED = sql.SQL("SELECT version, applied_at FROM perdure_migrations ORDER BY version")
+SLEEPING = sql.SQL("SELECT 1 AS it FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()")
+
+
+def and_also(text: str) -> tuple[Migration, ...]:
+    """The migrations there are, and one more."""
+    known = known_migrations()
+    return (*known, Migration(known[-1].version + 1, "slow", text))
+
+
+async def test_a_migration_may_take_longer_than_any_other_work(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DatabaseSettings(statement_seconds=0.5, deadline_seconds=1.0)
+    every = and_also("SELECT pg_sleep(1.5)")
+    async with Database(database_url, settings) as database:
+        await migrate(database)
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        with capture_logs() as told:
+            await migrate(database)
+        rows = await database.rows("listing", APPLIED, {})
+        with pytest.raises(LedgerUnavailable, match="canceling statement due to statement timeout"):
+            await database.row("sleeping", sql.SQL("SELECT pg_sleep(1.5)"), {})
+    assert [row["version"] for row in rows] == [migration.version for migration in every]
+    assert [(line["event"], line["version"]) for line in told] == [
+        ("ledger_migrating", len(every)),
+        ("ledger_migrated", len(every)),
+    ]
+
+
+async def test_a_migration_has_an_end_of_its_own(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Database(database_url) as database:
+        await migrate(database)
+        every = and_also("SELECT pg_sleep(60)")
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: every)
+        with pytest.raises(LedgerUnavailable, match="schema up to date: canceling statement due to statement timeout"):
+            await migrate(database, 2.0)
+
+
+async def test_who_is_ended_between_two_migrations_is_carried_on_by_the_next_one(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = and_also("CREATE TABLE half (); SELECT pg_sleep(600)"), and_also("CREATE TABLE half ()")
+    async with Database(database_url) as database, Database(database_url) as another:
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: slow)
+        migrating = asyncio.create_task(migrate(database))
+        async with asyncio.timeout(30):
+            while not await another.row("looking", SLEEPING, {}):
+                pass
+        migrating.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await migrating
+        before = await another.rows("listing", APPLIED, {})
+        assert [row["version"] for row in before] == [migration.version for migration in slow[:-1]]
+        monkeypatch.setattr(migrate_module, "known_migrations", lambda: quick)
+        await migrate(another)
+        after = await another.rows("listing", APPLIED, {})
+    assert after[:-1] == before, "nothing was applied again"
+    assert after[-1]["version"] == len(quick)
+
+
 async def test_a_migration_that_fails_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     good = known_migrations()
     bad = replace(good[0], version=len(good) + 1, name="bad", text="CREATE TABLE half (); SELECT no_such_function();")
     async with Database(database_url) as database:
+        await migrate(database)
+        before = await database.row("counting", TABLES, {})
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: (*good, bad))
         with pytest.raises(LedgerUnavailable, match="no_such_function"):
             await migrate(database)
-        assert await database.row("counting", TABLES, {}) == {"n": 0}
+        assert await database.row("counting", TABLES, {}) == before
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: good)
         await migrate(database)
-        await database.run("looking at the schema", admit)
+        await database.run("looking at the schema", schema_is_ours)
 
 
 async def test_a_role_that_may_not_make_tables_is_told_so(database_url: str) -> None:

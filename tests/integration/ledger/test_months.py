@@ -8,8 +8,10 @@ import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
+import psycopg
 import pytest
 from psycopg import sql
+from psycopg.rows import DictRow
 from tests.integration.ledger.samples import NAME_A, NODE_A, TTL, archived, finished, ref, started
 
 from perdure.api.names import InstallationId, Kind
@@ -27,6 +29,7 @@ from perdure.reconcile.ports.journal import HealthRow, OperationRow
 
 pytestmark = pytest.mark.env
 
+WAITING = "SELECT 1 FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'"
 QUERY = HistoryQuery(Kind.BOT, "team-a", "bot")
 ROWS = sql.SQL(
     "SELECT id, month, started_at IS NOT NULL AND finished_at IS NOT NULL AS whole FROM operations ORDER BY id"
@@ -59,7 +62,7 @@ async def execute(database: Database, statement: str) -> None:
     await database.run("setting the scene", work)
 
 
-async def age(database: Database, days: int) -> None:
+async def age(database: Database, days: int, which: str = "true") -> None:
     """Everything that is recorded so far was recorded so many days ago, in that day's month."""
     await execute(
         database,
@@ -69,6 +72,7 @@ async def age(database: Database, days: int) -> None:
            SET recorded_at = recorded_at - interval '{days} days', started_at = started_at - interval '{days} days',
                finished_at = finished_at - interval '{days} days',
                month = date_trunc('month', (now() - interval '{days} days') AT TIME ZONE 'UTC')
+         WHERE {which}
         """,
     )
 
@@ -207,13 +211,94 @@ async def test_a_long_reader_makes_the_drop_wait_for_another_day_and_no_writer_w
     async def read(connection: Connection) -> None:
         async with connection.transaction():
             await connection.execute("SELECT count(*) FROM operations")
-            with pytest.raises(LedgerUnavailable, match=r"dropping operations older than 120 days: .*lock timeout"):
+            with pytest.raises(
+                LedgerUnavailable, match=r"dropping operations of \d{4}-\d\d, older than 120 days: .*lock timeout"
+            ):
                 await keep_months(database, 120)
 
     async with Database(database_url) as reader:
         await reader.run("reading for long", read)
     await ledger.apply([started(ref("new"), at=now)], NAME_A)
     assert (await keep_months(database, 120)).dropped != ()
+
+
+async def test_each_month_goes_by_itself_and_nobody_is_locked_out_while_the_next_one_is_looked_through(
+    ledger: PostgresAgentLedger, database: Database, database_url: str
+) -> None:
+    """The younger of two old months has an operation under way whose row somebody holds on to."""
+    now = datetime.now(UTC).timestamp()
+    await ledger.apply([started(ref("gone"), at=now), finished(ref("gone"), at=now)], NAME_A)
+    await age(database, 350)
+    await ledger.apply([started(ref("open"), at=now)], NAME_A)
+    await age(database, 150, "uid = 'open'")
+    oldest = (datetime.now(UTC) - timedelta(days=350)).date().replace(day=1)
+    younger = (datetime.now(UTC) - timedelta(days=150)).date().replace(day=1)
+    with psycopg.connect(database_url) as holder, psycopg.connect(database_url, autocommit=True) as onlooker:
+        holder.execute(f"SELECT FROM operations_{younger:%Y_%m} WHERE uid = 'open' FOR UPDATE".encode())
+        keeping = asyncio.create_task(keep_months(database, 90))
+        async with asyncio.timeout(30):
+            while onlooker.execute(WAITING).fetchone() is None:
+                await ledger.apply([started(ref("busy"), at=now)], NAME_A)
+        months = [row[0] for row in onlooker.execute("SELECT month FROM operation_months ORDER BY month")]
+        assert oldest not in months, "it is dropped for good already"
+        assert younger in months
+        assert onlooker.execute("SELECT FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND relation IN"
+                                " ('operations'::regclass, 'health_events'::regclass)").fetchone() is None  # fmt: skip
+        await ledger.apply([started(ref("new"), at=now), finished(ref("new"), at=now)], NAME_A)
+        holder.rollback()
+        assert younger in (await keeping).dropped
+    assert {row.uid for row in await read_history(database_url, QUERY)} == {"open", "busy", "new"}
+
+
+async def test_what_begins_to_count_between_the_move_and_the_drop_keeps_its_month(
+    ledger: PostgresAgentLedger, database: Database
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    await ledger.apply([started(ref("old"), at=now), finished(ref("old"), at=now)], NAME_A)
+    await age(database, 200)
+    month = (datetime.now(UTC) - timedelta(days=200)).date().replace(day=1)
+    drop = sql.SQL("SELECT drop_operation_month(%(month)s, interval '90 days') AS done")
+    for unfit in (
+        "finished_at = NULL",
+        "finished_at = now() - interval '89 days'",
+        "recorded_at = now() - interval '89 days'",
+    ):
+        await execute(database, f"CREATE TABLE kept AS SELECT * FROM operations; UPDATE operations SET {unfit}")
+        assert await database.row("dropping", drop, {"month": month}) == {"done": False}
+        await execute(
+            database,
+            "UPDATE operations SET recorded_at = kept.recorded_at, finished_at = kept.finished_at FROM kept;"
+            " DROP TABLE kept",
+        )
+    assert await database.row("dropping", drop, {"month": month}) == {"done": True}
+    assert await database.row("dropping", drop, {"month": month}) == {"done": False}
+
+
+async def test_a_month_is_looked_through_by_its_indexes_alone(ledger: PostgresAgentLedger, database: Database) -> None:
+    """However many rows it has, and although nobody ever told the planner of them."""
+    await ledger.apply([started(ref("open"), at=datetime.now(UTC).timestamp())], NAME_A)
+    await age(database, 200)
+    await execute(
+        database,
+        """
+        INSERT INTO operations (installation, id, uid, namespace_uid, kind, namespace, name, node_name, started_at,
+                                finished_at, recorded_at, month)
+        SELECT installation, n::text, uid, namespace_uid, kind, namespace, name, node_name, started_at,
+               (month + interval '3 days') AT TIME ZONE 'UTC', recorded_at, month
+          FROM operations, generate_series(1, 5000) AS n
+        """,
+    )
+    month = (datetime.now(UTC) - timedelta(days=200)).date().replace(day=1)
+    scans = sql.SQL(f"SELECT pg_stat_get_xact_numscans('operations_{month:%Y_%m}'::regclass) AS n")
+    move = sql.SQL("SELECT move_operations_on(%(month)s, '90 days') AS n")
+
+    async def look(connection: Connection) -> tuple[DictRow | None, DictRow | None]:
+        async with connection.transaction():
+            moved = await (await connection.execute(move, {"month": month})).fetchone()
+            return moved, await (await connection.execute(scans)).fetchone()
+
+    assert await database.run("looking", look) == ({"n": 1}, {"n": 0}), "one was moved on, without a sequential scan"
+    assert month in (await keep_months(database, 90)).dropped
 
 
 async def test_health_events_go_by_the_same_months(ledger: PostgresAgentLedger, database: Database) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from perdure.api.request import MAX_ID_LENGTH, Request, RequestId, Verb, parse_request, write_request
@@ -26,4 +28,13 @@ def test_anything_else_is_refused_and_the_problem_says_what_is_known(text: str) 
     assert request is not None
     assert request.verb is None
     assert "cleanup/ID" in request.problem
-    assert request.id == text[:MAX_ID_LENGTH]
+    assert re.fullmatch(r"refused-[0-9a-f]{32}", request.id)
+
+
+def test_the_id_of_a_refused_request_is_of_safe_characters_and_differs_with_every_text() -> None:
+    """It goes into rows of the ledger: a NUL there would keep them from being written."""
+    texts = ["\0", "\udce4", "a\nb", "a\n c", "x" * 200_000, "x" * 200_001, "cleanup/\0"]
+    requests = [parse_request(text) for text in [*texts, *texts]]
+    assert all(request and re.fullmatch(r"refused-[0-9a-f]{32}", request.id) for request in requests)
+    assert all(request and request.problem.isprintable() and len(request.problem) < 500 for request in requests)
+    assert len({request.id for request in requests if request}) == len(texts)

@@ -13,6 +13,7 @@ from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
 from tests.fakes.journal import FakeJournal
 from tests.fakes.sandbox import FakeSandbox, SandboxState
+from tests.unit.journal.samples import rows
 
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.node import NodeAmounts
@@ -63,10 +64,25 @@ class Bench:
         await self.journal.commit(put=Record(REF, workspace=workspace))
 
 
+BY_EVERY_CENSUS = ("Ready", "NetworkReady", "NoOrphans", "Trusted", "HistoryComplete")
+
+
+async def test_a_row_that_the_ledger_refuses_is_told_of_until_it_is_taken() -> None:
+    bench = Bench()
+    bench.journal.disk.aside.extend(rows(1))
+    told = (await bench.take())["HistoryComplete"]
+    assert (told.status, told.reason) == ("False", "InternalError")
+    assert "refuses 2 rows" in told.message
+    bench.journal.disk.aside.clear()
+    assert (await bench.take())["HistoryComplete"].status == "True"
+
+
 async def test_a_node_with_nothing_on_it_is_as_it_should_be() -> None:
     conditions = await Bench().take()
     assert {type_: condition.status for type_, condition in conditions.items()} == {
-        **dict.fromkeys(("Ready", "NetworkReady", "NoOrphans", "Trusted", "NoStrangers", "NoDataMissing"), "True")
+        **dict.fromkeys(
+            ("Ready", "NetworkReady", "NoOrphans", "Trusted", "NoStrangers", "NoDataMissing", "HistoryComplete"), "True"
+        )
     }
 
 

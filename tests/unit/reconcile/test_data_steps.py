@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from tests.fakes.guards import TrustingGuards
 from tests.fakes.journal import FakeJournal
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.property.worlds import NODE, NODE_NAME, REF
@@ -62,7 +63,7 @@ async def test_the_lease_is_kept_however_long_the_archive_waits_to_be_verified()
         journal=journal,
         ledger=ledger,
         cluster=cast(Any, None),
-        leases=LeaseKeeper(ledger, now),
+        leases=LeaseKeeper(ledger, TrustingGuards(), now),
         outbox=cast(Any, None),
         probe=cast(Any, None),
     )

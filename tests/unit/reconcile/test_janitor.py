@@ -16,7 +16,7 @@ from perdure.plan.world import ImageFacts, Record
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.ports.archives import ArchiveRequest
-from perdure.reconcile.ports.errors import LedgerUnavailable
+from perdure.reconcile.ports.errors import LedgerChanged, LedgerUnavailable, PortError
 from perdure.reconcile.ports.ledger import LedgerIdentity
 
 NODE = NodeId("node-1")
@@ -38,12 +38,17 @@ class Bench:
         ledger = FakeAgentLedger(NODE, self.tables)
         self.janitor = Janitor(ledger, FakeArchives(self.store, FakeMachine()), NODE, self.guards)
 
+    async def checked(self) -> Bench:
+        """A first connection was made, and it led to the ledger."""
+        await self.guards.check_ledger(self.tables.identity())
+        return self
+
     def untouched(self) -> bool:
         return set(self.store.archives) == {7, 8} and self.tables.archives[7].state == "purging"
 
 
 async def test_what_was_purged_is_deleted_and_nothing_else() -> None:
-    bench = Bench()
+    bench = await Bench().checked()
     assert await bench.janitor.sweep() == 1
     assert set(bench.store.archives) == {8}
     assert bench.tables.archives[7].state == "purged"
@@ -54,24 +59,33 @@ async def test_another_ledger_deletes_nothing_also_if_nobody_has_noticed_yet() -
     bench = Bench()
     await bench.guards.check_ledger(LedgerIdentity("the one it knew", 1))
     assert bench.guards.freeze is None
-    assert await bench.janitor.sweep() == 0
+    with pytest.raises(LedgerChanged):
+        await bench.janitor.sweep()
     assert bench.untouched()
     assert bench.guards.freeze is not None
 
 
-async def test_nothing_is_deleted_while_many_objects_are_absent() -> None:
+async def test_nothing_is_deleted_before_anybody_has_looked_which_ledger_it_is() -> None:
     bench = Bench()
+    with pytest.raises(LedgerUnavailable, match="has not been checked yet"):
+        await bench.janitor.sweep()
+    assert bench.untouched()
+
+
+async def test_nothing_is_deleted_while_many_objects_are_absent() -> None:
+    bench = await Bench().checked()
     for uid in map(Uid, "abcd"):
         bench.journal.disk.records[uid] = Record(ref(uid))
     await bench.guards.check_absence(RuntimeCache())
-    assert await bench.janitor.sweep() == 0
+    with pytest.raises(PortError, match="have no object any more"):
+        await bench.janitor.sweep()
     assert bench.untouched()
     await bench.guards.accept_absence()
     assert await bench.janitor.sweep() == 1
 
 
 async def test_a_ledger_that_is_away_deletes_nothing() -> None:
-    bench = Bench()
+    bench = await Bench().checked()
     bench.tables.away = "connection refused"
     with pytest.raises(LedgerUnavailable):
         await bench.janitor.sweep()

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 import pytest
-from tests.fakes.journal import FakeJournal
+from structlog.testing import capture_logs
+from tests.fakes.guards import TrustingGuards
+from tests.fakes.journal import FakeJournal, JournalDisk
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.unit.journal.samples import rows
 
+from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, NodeId, NodeName, Uid
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Database
+from perdure.reconcile.guards import Guards
 from perdure.reconcile.leases import RELEASE_SECONDS, RENEWALS_PER_TTL, LeaseKeeper, LeaseTimes
-from perdure.reconcile.outbox import LINGER_SECONDS, RETRY_SECONDS, Outbox
-from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, StaleFence
-from perdure.reconcile.ports.ledger import Lease
+from perdure.reconcile.outbox import LINGER_SECONDS, REFUSED_SECONDS, RETRY_SECONDS, Outbox
+from perdure.reconcile.ports.errors import (
+    LeaseBusy,
+    LedgerChanged,
+    LedgerUnavailable,
+    PortError,
+    RowRefused,
+    StaleFence,
+)
+from perdure.reconcile.ports.journal import LedgerRow
+from perdure.reconcile.ports.ledger import Lease, LedgerIdentity
 from perdure.reconcile.retries import Retries
 
 UID = Uid("uid-1")
@@ -45,7 +58,7 @@ def tables(clock: Clock) -> LedgerTables:
 
 @pytest.fixture
 def keeper(tables: LedgerTables, clock: Clock) -> LeaseKeeper:
-    return LeaseKeeper(FakeAgentLedger(NODE, tables, monotonic=clock), clock)
+    return LeaseKeeper(FakeAgentLedger(NODE, tables, monotonic=clock), TrustingGuards(), clock)
 
 
 async def test_a_lease_with_enough_left_is_used_again(keeper: LeaseKeeper, clock: Clock) -> None:
@@ -122,6 +135,137 @@ async def test_rows_wait_in_the_journal_while_the_ledger_is_away(tables: LedgerT
     assert journal.unsent() == ()
 
 
+# ---------------------------------------------------------------------------------------------- of which ledger
+
+
+@pytest.fixture
+def disk() -> JournalDisk:
+    return JournalDisk()
+
+
+@pytest.fixture
+def guards(disk: JournalDisk) -> Guards:
+    return Guards(FakeJournal(disk))
+
+
+async def test_no_lease_is_taken_before_anybody_looked_which_ledger_it_is(tables: LedgerTables, guards: Guards) -> None:
+    keeper = LeaseKeeper(FakeAgentLedger(NODE, tables), guards, tables.now)
+    with pytest.raises(LedgerUnavailable, match="has not been checked yet"):
+        await keeper.hold(UID)
+    assert tables.leases == {}
+    await guards.check_ledger(tables.identity())
+    await keeper.hold(UID)
+
+
+async def test_a_lease_of_a_ledger_that_was_put_back_is_refused_and_freezes(
+    tables: LedgerTables, guards: Guards, disk: JournalDisk
+) -> None:
+    """Its open connections outlived it: nobody had a reason to look at its identity again."""
+    keeper = LeaseKeeper(FakeAgentLedger(NODE, tables), guards, tables.now)
+    await guards.check_ledger(tables.identity())
+    for n in range(5):
+        held = await keeper.hold(Uid(f"uid-{n}"))
+    assert disk.memory.highest_fence == held.fence, "each fence is remembered, also over a restart"
+    tables.leases.clear()
+    tables.fence = held.fence - 1
+    with pytest.raises(LedgerChanged, match=f"gave out fence {held.fence}, this node has seen {held.fence}"):
+        await keeper.hold(Uid("due"))
+    assert guards.freeze is not None
+    assert guards.freeze.reason is Reason.IDENTITY_CHANGED
+    with pytest.raises(LedgerChanged):
+        await keeper.hold(Uid("uid-0"))  # what is held from before is worth nothing either
+    assert disk.memory.highest_fence == held.fence
+
+
+async def test_leases_that_are_taken_at_once_may_be_answered_in_any_order(
+    tables: LedgerTables, guards: Guards, disk: JournalDisk
+) -> None:
+    class Shuffled(FakeAgentLedger):
+        async def acquire(self, key: str, ttl: float) -> Lease:
+            lease = await super().acquire(key, ttl)
+            for _ in range(int(key) % 7):
+                await asyncio.sleep(0)
+            return lease
+
+        async def identity(self) -> LedgerIdentity:
+            answer = await super().identity()
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return answer
+
+    ledger = Shuffled(NODE, tables)
+    keeper = LeaseKeeper(ledger, guards, tables.now)
+    await guards.check_ledger(await ledger.identity())
+
+    async def look() -> None:
+        seen = guards.highest_fence
+        await guards.check_ledger(await ledger.identity(), seen)
+
+    await asyncio.gather(*(work for n in range(50) for work in (keeper.hold(Uid(str(n))), look())))
+    assert guards.freeze is None
+    assert disk.memory.highest_fence == tables.fence
+
+
+# ---------------------------------------------------------------------------------------------- refused rows
+
+BAD = rows(2)[0]
+
+
+def refusing(tables: LedgerTables, clock: Clock) -> FakeAgentLedger:
+    """Refuses rows of operation 2 until the clock says 2000."""
+
+    class Refusing(FakeAgentLedger):
+        async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
+            if clock.now < 2000 and any(row.id == BAD.id for row in rows):
+                raise RowRefused("writing rows: timestamp out of range")
+            await super().apply(rows, node)
+
+    return Refusing(NODE, tables)
+
+
+async def test_a_refused_row_holds_up_no_other_and_is_told_once(tables: LedgerTables, clock: Clock) -> None:
+    journal = FakeJournal()
+    outbox = Outbox(journal, refusing(tables, clock), NodeName("node"))
+    for n in range(1, 4):
+        await journal.commit(rows=rows(n))
+    with capture_logs() as told:
+        await outbox.flush()
+        assert list(tables.operations) == ["operation-1", "operation-3"]
+        assert (list(journal.refused()), list(journal.unsent())) == (list(rows(2)), [])
+        await journal.take_back()
+        await journal.commit(rows=rows(4))
+        await outbox.flush()
+    assert list(journal.refused()) == list(rows(2))
+    assert list(tables.operations) == ["operation-1", "operation-3", "operation-4"]
+    assert [line["op"] for line in told if line["event"] == "ledger_row_refused"] == [BAD.id]
+
+
+@pytest.mark.looptime
+async def test_refused_rows_are_tried_again_at_the_start_and_hourly() -> None:
+    loop = asyncio.get_running_loop()
+    clock = Clock()
+    tables, disk = LedgerTables(now=loop.time), JournalDisk()
+    journal = FakeJournal(disk)
+    outbox = Outbox(journal, refusing(tables, clock), NodeName("node"))
+    await journal.commit(rows=rows(2))
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(1)
+    assert list(journal.refused()) == list(rows(2))
+    clock.now = 3000.0
+    await asyncio.sleep(REFUSED_SECONDS - 2)
+    assert list(journal.refused()) == list(rows(2))
+    await asyncio.sleep(2)
+    assert (journal.refused(), journal.unsent()) == ((), ())
+    assert BAD.id in tables.operations
+    await _end(running)
+
+    disk.aside.extend(rows(3))
+    running = asyncio.create_task(Outbox(FakeJournal(disk), FakeAgentLedger(NODE, tables), NodeName("node")).run())
+    await asyncio.sleep(1)
+    assert (disk.aside, disk.unsent) == ([], [])
+    await _end(running)
+
+
 # ---------------------------------------------------------------------------------------------- as time goes by
 
 RENEWAL_SECONDS = TTL_SECONDS / RENEWALS_PER_TTL
@@ -133,7 +277,7 @@ class Timed:
     def __init__(self) -> None:
         self.now = asyncio.get_running_loop().time
         self.tables = LedgerTables(now=self.now)
-        self.keeper = LeaseKeeper(FakeAgentLedger(NODE, self.tables), self.now)
+        self.keeper = LeaseKeeper(FakeAgentLedger(NODE, self.tables), TrustingGuards(), self.now)
 
 
 @pytest.mark.looptime
@@ -192,7 +336,7 @@ async def test_a_renewal_that_fails_is_tried_again_while_the_lease_is_good() -> 
 async def test_whatever_goes_on_at_once_is_renewed_in_one_statement_for_each_interval() -> None:
     timed, calls = Timed(), []
     ledger = FakeAgentLedger(NODE, timed.tables, on_call=lambda name, when: calls.append((name, when)))
-    keeper = LeaseKeeper(ledger, timed.now)
+    keeper = LeaseKeeper(ledger, TrustingGuards(), timed.now)
     uids = [Uid(f"uid-{n}") for n in range(50)]
     async with AsyncExitStack() as works:
         for uid in uids:
@@ -227,7 +371,7 @@ async def test_a_lease_is_given_back_although_whoever_gave_it_back_was_cancelled
             await asyncio.sleep(3)
             await super().release(lease)
 
-    keeper = LeaseKeeper(Slow(NODE, timed.tables), timed.now)
+    keeper = LeaseKeeper(Slow(NODE, timed.tables), TrustingGuards(), timed.now)
     await keeper.hold(UID, 10)
     caller = asyncio.create_task(keeper.release(UID))
     await asked.wait()
@@ -246,7 +390,7 @@ async def test_a_release_has_a_deadline_of_its_own() -> None:
         async def release(self, lease: Lease) -> None:
             await asyncio.Event().wait()
 
-    keeper = LeaseKeeper(Silent(NODE, timed.tables), timed.now)
+    keeper = LeaseKeeper(Silent(NODE, timed.tables), TrustingGuards(), timed.now)
     await keeper.hold(UID, 10)
     began = timed.now()
     await keeper.release(UID)

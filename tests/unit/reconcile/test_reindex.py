@@ -12,6 +12,7 @@ import pytest
 from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
+from tests.fakes.guards import TrustingGuards
 from tests.fakes.journal import FakeJournal
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
 from tests.fakes.sandbox import FakeSandbox, SandboxState
@@ -24,7 +25,6 @@ from perdure.api.node import NodeStatus
 from perdure.api.request import UNDER_WAY, Verb
 from perdure.api.runtime import RequestStatus, RuntimeSpec
 from perdure.plan.world import ArchiveFacts, Freeze, Op, Record, SnapshotFacts
-from perdure.reconcile.guards import Guards
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.node_requests import RETRY_SECONDS, NodeRequests
@@ -57,7 +57,7 @@ class Damageable(FakeArchives):
         await super().verify(archive)
 
 
-class FrozenGuards(Guards):
+class FrozenGuards(TrustingGuards):
     @property
     def freeze(self) -> Freeze | None:
         return Freeze(Reason.IDENTITY_CHANGED, "the ledger is another one")
@@ -66,7 +66,7 @@ class FrozenGuards(Guards):
 class Bench:
     """A node with a store, and a ledger that knows nothing."""
 
-    def __init__(self, guards: type[Guards] = Guards) -> None:
+    def __init__(self, guards: type[TrustingGuards] = TrustingGuards) -> None:
         self.tables, self.store, self.machine = LedgerTables(), FakeStore(), FakeMachine()
         self.cluster, self.journal = ClusterState(), FakeJournal()
         self.cluster.nodes[NODE] = NodeStatus(node_id=NODE_ID)
@@ -74,6 +74,7 @@ class Bench:
         self.asked: Counter[str] = Counter()
         cluster = FakeCluster(self.cluster, NODE_ID, lambda name, _when: self.asked.update([name]))
         ledger = FakeAgentLedger(NODE_ID, self.tables)
+        looking = guards(self.journal)
         hands = Hands(
             engine=FakeEngine(self.machine, OURS),
             sandbox=FakeSandbox(SandboxState()),
@@ -81,13 +82,13 @@ class Bench:
             journal=self.journal,
             ledger=ledger,
             cluster=cluster,
-            leases=LeaseKeeper(ledger, self.tables.now),
+            leases=LeaseKeeper(ledger, looking, self.tables.now),
             outbox=Outbox(self.journal, ledger, NODE),
             probe=_Quiet(),
         )
         self.ledger = ledger
         handlers = {Verb.REINDEX: Reindexer(hands, Place(OURS, NODE, NODE_ID)).answer}
-        self.requests = NodeRequests(cluster, NODE, guards(self.journal), handlers)
+        self.requests = NodeRequests(cluster, NODE, looking, handlers)
 
     def keep(self, sequence: int, uid: str = "gone", *, complete: bool = True) -> None:
         request = ArchiveRequest(OURS, ref(uid), sequence, NODE_ID, workspace(ref(uid)))

@@ -84,8 +84,22 @@ class ArchiveCorrupt(PortError):
 
 
 class LedgerUnavailable(PortError):
+    def __init__(self, message: str, *, reason: Reason = Reason.LEDGER_UNAVAILABLE) -> None:
+        super().__init__(message, reason=reason)
+
+
+class LedgerChanged(LedgerUnavailable):
+    """What answers is not the ledger of before: it is asked nothing and told nothing until a person has looked."""
+
     def __init__(self, message: str) -> None:
-        super().__init__(message, reason=Reason.LEDGER_UNAVAILABLE)
+        super().__init__(message, reason=Reason.IDENTITY_CHANGED)
+
+
+class RowRefused(PortError):
+    """The ledger answers, and never takes a row as it is: the row is at fault, and others are not held up by it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.INTERNAL_ERROR)
 
 
 class LeaseBusy(PortError):

@@ -111,3 +111,12 @@ class Journal(Protocol):
 
     async def sent(self, count: int) -> None:
         """The ledger confirmed the first `count` of `unsent()`."""
+
+    def refused(self) -> Sequence[LedgerRow]:
+        """Rows that the ledger refused as they are. They are kept, and hold up no other."""
+
+    async def set_aside(self) -> None:
+        """The ledger refused the first of `unsent()` as it is: it is set aside."""
+
+    async def take_back(self) -> None:
+        """What was set aside is sent again, before all others."""

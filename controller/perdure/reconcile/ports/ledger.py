@@ -46,6 +46,17 @@ class LedgerIdentity:
     highest_fence: int
 
 
+class LedgerJudge(Protocol):
+    """Decides, for an adapter that has a new connection, whether what is at its other end is to be used."""
+
+    @property
+    def highest_fence(self) -> int:
+        """That this node has seen: to be read before the ledger is asked, for it may rise meanwhile."""
+
+    async def admit(self, identity: LedgerIdentity, seen: int) -> None:
+        """`seen`: `highest_fence` from before it was asked. Raises `LedgerChanged`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Binding:
     uid: Uid
@@ -82,7 +93,8 @@ class AgentLedger(Protocol):
 
     async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
         """Write rows in order; one that is there already is left as it is. An `OperationFinished` also moves the
-        runtime's row (state, snapshot, image) in the same statement, unless that row is newer."""
+        runtime's row (state, snapshot, image) in the same statement, unless that row is newer. All rows or none of them:
+        `RowRefused` where one of them is never taken as it is."""
 
     async def acquire(self, key: str, ttl: float) -> Lease:
         """Take a lease, or take it over from an earlier process of the same node, with a higher fence.

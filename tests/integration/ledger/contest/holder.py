@@ -99,7 +99,7 @@ class Holder:
         self._journal = FileJournal.open(state)
         self._ledger = NotingLedger(database, node, monotonic)
         self._guards = Guards(self._journal)
-        self._keeper = LeaseKeeper(self._ledger, monotonic, LeaseTimes(TTL_SECONDS, EFFECT_SECONDS))
+        self._keeper = LeaseKeeper(self._ledger, self._guards, monotonic, LeaseTimes(TTL_SECONDS, EFFECT_SECONDS))
         self._outbox = Outbox(self._journal, self._ledger, NodeName(node))
         self._busy: set[str] = set()
         """What one of the workers has in hand: a process looks at one key once at a time."""
