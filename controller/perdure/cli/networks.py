@@ -19,6 +19,7 @@ from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
 from perdure.network.recall import recall
+from perdure.network.rules import owner_of_tables
 from perdure.network.upkeep import Upkeep
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -57,7 +58,7 @@ async def open_networks(
     await asyncio.to_thread(recall, attachments, cache, claims)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_resolv_conf)) else frozenset()
-    isolation = Isolation(installation, attachments, open_ports)
+    isolation = Isolation(owner_of_tables(installation, node.name), attachments, open_ports)
     obstacles = Obstacles(attachments, cache, known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names)
     cni = CniSandbox(settings, client, attachments, claims, isolation, obstacles.clear)
