@@ -21,6 +21,7 @@ from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
 from perdure.network.recall import recall
+from perdure.network.rules import owner_of
 from perdure.network.upkeep import Upkeep
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -55,13 +56,14 @@ async def open_networks(
     folder = node.run_dir / "cni"
     names = folder / "netns"
     attachments = Attachments(folder / "attached")
-    ids = ContainerIds.of(installation)
+    owner = owner_of(installation, node.name)
+    ids = ContainerIds.of(owner)
     cache, claims = Cache(folder), Claims(ids)
     await asyncio.to_thread(recall, attachments, cache, claims)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     told = (await asyncio.to_thread(detect)).resolv_conf
     open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_text_of, told)) else frozenset()
-    isolation = Isolation(installation, attachments, open_ports)
+    isolation = Isolation(owner, attachments, open_ports)
     obstacles = Obstacles(attachments, cache, ids, known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names, ids)
     cni = CniSandbox(settings, client, attachments, claims, isolation, obstacles.clear)

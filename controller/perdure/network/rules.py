@@ -13,7 +13,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from itertools import combinations
 
-from perdure.api.names import InstallationId, NamespaceUid, Uid
+from perdure.api.names import InstallationId, NamespaceUid, NodeName, Uid
 
 Address = IPv4Address | IPv6Address
 Subnet = IPv4Network | IPv6Network
@@ -71,6 +71,11 @@ class NetworkRules:
         """Name of our tables: two installations, or two bridges, on one host have different ones. Two networks on one bridge
         have one together: each of two would drop what the other's members send."""
         return table_prefix(self.installation) + _digest(self.bridge)
+
+
+def owner_of(installation: InstallationId, node: NodeName) -> InstallationId:
+    """Two agents of one installation on one host have tables and ids of their own, and remove none of each other's."""
+    return InstallationId(f"{installation}/{node}")
 
 
 def table_prefix(installation: InstallationId) -> str:

@@ -22,6 +22,7 @@ from perdure.network.cni.configuration import Network
 from perdure.network.cni_sandbox import IFNAME
 from perdure.network.firewall import Firewall
 from perdure.network.isolation import rules_of
+from perdure.network.rules import owner_of
 from rig.bench.cluster import BenchmarkError
 from rig.bench.peers import ENGINE_NAMESPACE, Ctr
 from rig.environment import Environment
@@ -69,7 +70,7 @@ async def open_attaching(
     finally:
         for uid in await cni.inventory():
             await cni.discard(uid)
-        rules = rules_of(installation, network, frozenset())
+        rules = rules_of(owner_of(installation, node.name), network, frozenset())
         if rules is not None:
             await Firewall(rules).remove()
 

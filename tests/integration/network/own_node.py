@@ -32,6 +32,7 @@ from perdure.cli.settings import NodeSettings
 from perdure.network import leftovers, netns
 from perdure.network.cni import configuration
 from perdure.network.container_ids import ContainerIds
+from perdure.network.rules import owner_of
 from perdure.plan.world import HostPort
 from perdure.reconcile.ports.sandbox import SandboxPlan
 
@@ -40,6 +41,7 @@ NAME, BRIDGE = "agents", "agents0"
 SUBNET4, SUBNET6 = "10.89.0.0/24", "fd89::/64"
 GATEWAY4 = "10.89.0.1"
 INSTALLATION = InstallationId("11111111-0000-4000-8000-000000000001")
+NAME_OF_NODE = NodeName("own")
 WAIT_SECONDS = 20.0
 """For what must arrive."""
 CLONE_NEWNET = 0x4000_0000
@@ -138,7 +140,7 @@ class OwnNode:
     async def agent(self) -> Networks:
         """A new process's networks, over what an earlier one left."""
         settings = NodeSettings(
-            name=NodeName("own"),
+            name=NAME_OF_NODE,
             containerd_address=self.folder / "no-engine",
             engine_namespace="none",
             runc_root=None,
@@ -172,7 +174,7 @@ class OwnNode:
 
     def container(self, uid: Uid) -> str:
         """What plugins know it by."""
-        return ContainerIds.of(INSTALLATION).id(uid)
+        return ContainerIds.of(owner_of(INSTALLATION, NAME_OF_NODE)).id(uid)
 
     def netns(self, uid: Uid) -> Path:
         return self.run_dir / "cni/netns" / uid

@@ -8,9 +8,9 @@ from ipaddress import ip_address, ip_network
 
 import pytest
 
-from perdure.api.names import InstallationId, NamespaceUid, Uid
+from perdure.api.names import InstallationId, NamespaceUid, NodeName, Uid
 from perdure.network import listing, ruleset
-from perdure.network.rules import Member, NetworkRules, NodePort, Transport, table_prefix
+from perdure.network.rules import Member, NetworkRules, NodePort, Transport, owner_of, table_prefix
 from perdure.network.ruleset import TEMPLATE, Element, Family, namespace_chain
 
 RULES = NetworkRules(InstallationId("here"), "agents", "br0", (ip_network("10.1.0.0/24"), ip_network("fd01::/64")))
@@ -31,6 +31,8 @@ def test_tables_of_other_installations_and_bridges_have_other_names() -> None:
     assert replace(RULES, name="games", subnets=(ip_network("10.2.0.0/24"),)).table == RULES.table
     ours = [table for table in tables if table.startswith(table_prefix(RULES.installation))]
     assert len(ours) == 2
+    one, other = (table_prefix(owner_of(RULES.installation, NodeName(name))) for name in ("one", "other"))
+    assert one != other
 
 
 @pytest.mark.parametrize("name", ["", "a b", 'br"; flush ruleset', "sixteen-letters-", "br0;", "br\n"])
