@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
-from tests.crash.plant import GRACE_SECONDS, Survivors
+from tests.crash.plant import GRACE_SECONDS, Survivors, When
 from tests.crash.stories import (
     KEY,
     PRESERVE,
@@ -59,6 +59,19 @@ def start_by_hand(survivors: Survivors) -> None:
     for container in survivors.machine.containers.values():
         if container.plan.id not in survivors.machine.tasks:
             survivors.machine.begin(container)
+
+
+def run_unseen(survivors: Survivors) -> None:
+    """With the engine's own tool: it writes, ends and is deleted before anybody looks."""
+    start_by_hand(survivors)
+    survivors.machine.tick()
+    survivors.machine.lose_tasks()
+
+
+def run_unseen_and_die(survivors: Survivors) -> None:
+    run_unseen(survivors)
+    if survivors.process is not None:
+        survivors.process.die()
 
 
 def break_store(survivors: Survivors) -> None:
@@ -180,6 +193,12 @@ def skipped_then(goal: Goal) -> Goal:
     return reached
 
 
+BY_HAND: tuple[tuple[str, str, When, Act], ...] = (
+    ("started by hand", "engine.remove_container", "before", start_by_hand),
+    ("run unseen", "engine.remove_container", "before", run_unseen),
+    ("run unseen with the agent killed", "engine.remove_container", "before", run_unseen_and_die),
+    ("run unseen with the agent killed", "archives.export", "after", run_unseen_and_die),
+)
 EXPIRED = Stage(STOP, cleaned_up())
 BACK = Stage(RUN, running_after(2))
 
@@ -273,6 +292,33 @@ CLEANUP_STORIES: tuple[Story, ...] = (
         ),
         varies=ABOUT_ARCHIVES,
         tried_from=1,
+    ),
+    *(
+        Story(
+            f"{what} in its deletion, {when} {call}",
+            (
+                Stage(create(LONG), running),
+                Stage(STOP, in_phase("Stopped")),
+                Stage(delete, preserved(None), during=call, when=when, interrupt=interrupt),
+                Stage(create(), running_after(3)),
+            ),
+            varies=ABOUT_ARCHIVES,
+            tried_from=2,
+        )
+        for what, call, when, interrupt in BY_HAND
+    ),
+    *(
+        Story(
+            f"{what} in its clean-up, {when} {call}",
+            (
+                Stage(create(SHORT), running),
+                Stage(STOP, cleaned_up(None), during=call, when=when, interrupt=interrupt),
+                Stage(RUN, running_after(3)),
+            ),
+            varies=ABOUT_ARCHIVES,
+            tried_from=1,
+        )
+        for what, call, when, interrupt in BY_HAND
     ),
     Story(
         "started by hand before its clean-up is asked for",

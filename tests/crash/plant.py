@@ -60,7 +60,7 @@ READS = frozenset(
     {
         *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
         *("ledger.purging", "ledger.purgeable", "ledger.archives", "ledger.abandoned_ports"),
-        *("archives.preflight", "archives.verify", "archives.list"),
+        *("archives.preflight", "archives.verify", "archives.compare", "archives.list"),
         *("engine.usage", "engine.layer", "engine.wait_task", "engine.execute"),
     }
 )

@@ -71,6 +71,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceNode, ...] = ()
     sockets: tuple[str, ...] = ()
     """Left out: a socket without its process is nothing."""
+    changes: str = ""
+    """`survey.Survey.changes` of the source: whether anything in it was changed since. Empty: not recorded."""
 
     @property
     def empty(self) -> bool:

@@ -12,13 +12,15 @@ from dataclasses import replace
 import structlog
 
 from perdure.api.conditions import Reason
-from perdure.api.names import RuntimeRef
-from perdure.plan.operations import DURABLE
+from perdure.api.names import OperationId, RuntimeRef
+from perdure.plan.operations import DURABLE, later_archive_id
 from perdure.plan.steps import AdoptSnapshot, Ground, KeepWorkspace, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
 from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
 from perdure.reconcile.hands import Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
-from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, PortError
+from perdure.reconcile.ports.ledger import Lease
 
 log = structlog.get_logger(__name__)
 
@@ -96,10 +98,8 @@ class DataSteps:
             raise PortError(f"no operation is open to archive {workspace.key} under", reason=Reason.INTERNAL_ERROR)
         async with self._hands.leases.kept(ref.uid) as lease:
             layer = await self._hands.engine.layer(workspace.key)
-            sequence = await self._hands.ledger.begin_archive(operation.id, ref, workspace, self._place.node_id, lease)
-            request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
             began = asyncio.get_running_loop().time()
-            facts = await self._hands.archives.export(request, layer)
+            facts = await self._export(ref, workspace, layer, operation.id, lease)
             self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
             lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish_archive(facts, lease)
@@ -107,6 +107,25 @@ class DataSteps:
         record = self._hands.record(ref)
         await self._hands.journal.commit(put=replace(record, workspace=replace(workspace_of(record), archived=facts)))
         log.info("archived", runtime=str(ref), uid=ref.uid, archive=facts.sequence, bytes=facts.bytes)
+
+    async def _export(
+        self, ref: RuntimeRef, workspace: Workspace, layer: Layer, operation: OperationId, lease: Lease
+    ) -> ArchiveFacts:
+        """An archive of the layer as it is now. One that the same operation made of it before somebody ran a task on it
+        stays what it is; so does one that is bad, and nothing is restored from that."""
+        ledger, id_ = self._hands.ledger, operation
+        while True:
+            sequence = await ledger.begin_archive(id_, ref, workspace, self._place.node_id, lease)
+            request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
+            try:
+                return await self._hands.archives.export(request, layer)
+            except ArchiveOutdated as error:
+                log.info("archive_outdated", runtime=str(ref), uid=ref.uid, archive=sequence, error=str(error))
+                id_ = later_archive_id(operation, sequence)
+            except ArchiveCorrupt as error:
+                log.warning("archive_corrupt", runtime=str(ref), uid=ref.uid, archive=sequence, error=str(error))
+                await ledger.quarantine(sequence, str(error))
+            lease = await self._hands.leases.hold(ref.uid)
 
     async def remove_workspace(self, step: RemoveWorkspace, ref: RuntimeRef) -> None:
         """The one place where a snapshot goes: every ground is checked again here, against the journal and the store."""
@@ -172,7 +191,22 @@ class DataSteps:
                 archived = workspace.archived if own and workspace is not None else None
                 if archived is None or archived.snapshot_key != step.key:
                     raise _no_ground(step, "no archive of it is on record")
-                await self._verify(archived)
+                await self._check_archive(archived, record)
+
+    async def _check_archive(self, archive: ArchiveFacts, record: Record) -> None:
+        """That it is good, and of the layer as it is: its container is gone, and nothing can run on it any more. If not,
+        the layer is archived anew."""
+        layer = await self._hands.engine.layer(archive.snapshot_key)
+        try:
+            await self._verify(archive)
+            await self._hands.archives.compare(archive, layer)
+        except (ArchiveCorrupt, ArchiveOutdated) as error:
+            if isinstance(error, ArchiveCorrupt):
+                await self._hands.ledger.quarantine(archive.sequence, str(error))
+            await self._hands.journal.commit(
+                put=replace(record, workspace=replace(workspace_of(record), archived=None))
+            )
+            raise PortError(f"{error}; nothing was removed, and it is archived anew", reason=error.reason) from error
 
     async def _verify(self, archive: ArchiveFacts) -> None:
         if archive.sequence in self._verified_here:
