@@ -11,12 +11,13 @@ import pytest
 from tests.fakes.archives import FakeArchives, FakeStore
 from tests.fakes.engine import FakeMachine, FakeSnapshot
 
+from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, Uid
 from perdure.archive.local import LocalStore
 from perdure.plan.world import SnapshotFacts, Workspace
 from perdure.reconcile.ports.archives import ArchiveRequest, Archives
 from perdure.reconcile.ports.engine import Layer
-from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, PortError, StoreError
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, StoreError
 
 INSTALLATION = InstallationId("cluster-1")
 NODE = NodeId("node-1")
@@ -226,8 +227,10 @@ async def test_a_deleted_archive_is_gone_and_deleting_it_again_is_nothing(rig: R
     for _ in range(2):
         await rig.archives.delete(first)
         assert list(await rig.archives.list(INSTALLATION, REF)) == [7]
-    with pytest.raises(PortError):
-        await rig.archives.verify(first)
+    for call in (rig.archives.verify(first), rig.archives.compare(first, source)):
+        with pytest.raises(StoreError) as gone:
+            await call
+        assert gone.value.reason is Reason.ARCHIVE_NOT_REACHABLE
 
 
 async def test_the_list_is_of_one_name_in_one_installation_whatever_the_uid(rig: Rig) -> None:

@@ -86,9 +86,8 @@ class FakeArchives:
 
     async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
         self._call("compare", "before")
-        self._check_readable(archive)
-        stored = self._store.archives.get(archive.sequence)
-        if stored is None or not stored.complete:
+        stored = self._stored(archive)
+        if not stored.complete:
             raise ArchiveCorrupt(f"archive {archive.sequence} has no manifest")
         self._check_same(stored, layer)
 
@@ -124,17 +123,18 @@ class FakeArchives:
         )
 
     def _verified(self, archive: ArchiveFacts) -> StoredArchive:
-        self._check_readable(archive)
-        stored = self._store.archives.get(archive.sequence)
-        if stored is None or not stored.complete or digest(stored.files) != archive.sha256:
+        stored = self._stored(archive)
+        if not stored.complete or digest(stored.files) != archive.sha256:
             raise ArchiveCorrupt(f"archive {archive.sequence} is not what the catalogue says")
         return stored
 
-    def _check_readable(self, archive: ArchiveFacts) -> None:
+    def _stored(self, archive: ArchiveFacts) -> StoredArchive:
+        doing, stored = f"reading archive {archive.sequence}", self._store.archives.get(archive.sequence)
         if self._store.broken is not None:
-            raise StoreError(
-                f"reading archive {archive.sequence}: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE
-            )
+            raise StoreError(f"{doing}: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE)
+        if stored is None:
+            raise StoreError(f"{doing}: it is not in the store", reason=Reason.ARCHIVE_NOT_REACHABLE)
+        return stored
 
     def _check_writable(self) -> None:
         if self._store.broken is not None:

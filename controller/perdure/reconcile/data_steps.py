@@ -7,15 +7,15 @@ checks every ground again, against the journal and the store, right before.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from perdure.api.conditions import Reason
-from perdure.api.names import OperationId, RuntimeRef
+from perdure.api.names import OperationId, RuntimeRef, Uid
 from perdure.plan.operations import DURABLE, later_archive_id
 from perdure.plan.steps import AdoptSnapshot, Ground, KeepWorkspace, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
-from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
+from perdure.plan.world import ArchiveFacts, Op, OpenOperation, PutAway, Record, Workspace
 from perdure.reconcile.hands import Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.engine import Layer
@@ -25,14 +25,27 @@ from perdure.reconcile.ports.ledger import Lease
 log = structlog.get_logger(__name__)
 
 
+VERIFIED_SECONDS = 300.0
+"""So long an archive that this process wrote or verified is not read again before the layer goes. Disks rot, and
+somebody may tidy a store up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """That an archive was good, under which operation, and when by the loop's clock, which nobody sets."""
+
+    sequence: int
+    operation: OperationId
+    at: float
+
+
 class DataSteps:
     """One per executor."""
 
     def __init__(self, hands: Hands, place: Place) -> None:
         self._hands = hands
         self._place = place
-        self._verified_here: set[int] = set()
-        """Archives that this very process wrote and verified; others are verified again before data is removed."""
+        self._verified: dict[Uid, _Verified] = {}
 
     async def prepare(self, step: PrepareWorkspace, ref: RuntimeRef) -> None:
         """Journal, then snapshot, then journal that it is there: the label and the record never disagree for long, and
@@ -103,7 +116,7 @@ class DataSteps:
             self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
             lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish_archive(facts, lease)
-        self._verified_here.add(facts.sequence)
+        self._note_verified(facts, operation)
         record = self._hands.record(ref)
         await self._hands.journal.commit(put=replace(record, workspace=replace(workspace_of(record), archived=facts)))
         log.info("archived", runtime=str(ref), uid=ref.uid, archive=facts.sequence, bytes=facts.bytes)
@@ -135,6 +148,7 @@ class DataSteps:
             await self._announce_removal(record)
         async with self._hands.leases.effect(ref.uid):
             await self._hands.engine.remove_workspace(step.key)
+        self._verified.pop(ref.uid, None)
         log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
 
     async def _announce_removal(self, record: Record) -> None:
@@ -191,14 +205,16 @@ class DataSteps:
                 archived = workspace.archived if own and workspace is not None else None
                 if archived is None or archived.snapshot_key != step.key:
                     raise _no_ground(step, "no archive of it is on record")
-                await self._check_archive(archived, record)
+                await self._check_archive(archived, record, operation)
 
-    async def _check_archive(self, archive: ArchiveFacts, record: Record) -> None:
+    async def _check_archive(self, archive: ArchiveFacts, record: Record, operation: OpenOperation) -> None:
         """That it is good, and of the layer as it is: its container is gone, and nothing can run on it any more. If not,
         the layer is archived anew."""
         layer = await self._hands.engine.layer(archive.snapshot_key)
         try:
-            await self._verify(archive)
+            if not self._verified_lately(archive, operation):
+                await self._hands.archives.verify(archive)
+                self._note_verified(archive, operation)
             await self._hands.archives.compare(archive, layer)
         except (ArchiveCorrupt, ArchiveOutdated) as error:
             if isinstance(error, ArchiveCorrupt):
@@ -208,11 +224,15 @@ class DataSteps:
             )
             raise PortError(f"{error}; nothing was removed, and it is archived anew", reason=error.reason) from error
 
-    async def _verify(self, archive: ArchiveFacts) -> None:
-        if archive.sequence in self._verified_here:
-            return
-        await self._hands.archives.verify(archive)
-        self._verified_here.add(archive.sequence)
+    def _note_verified(self, archive: ArchiveFacts, operation: OpenOperation) -> None:
+        now = asyncio.get_running_loop().time()
+        self._verified[archive.uid] = _Verified(archive.sequence, operation.id, now)
+
+    def _verified_lately(self, archive: ArchiveFacts, operation: OpenOperation) -> bool:
+        known = self._verified.get(archive.uid)
+        if known is None or (known.sequence, known.operation) != (archive.sequence, operation.id):
+            return False
+        return asyncio.get_running_loop().time() - known.at < VERIFIED_SECONDS
 
     async def purge_archives(self, ref: RuntimeRef) -> None:
         """Delete what is here, leave what is elsewhere to its node, and prove by listing that nothing is left here."""
