@@ -39,6 +39,7 @@ ONCE = msgspec.structs.replace(SHORT, restart_policy=RestartPolicy.NEVER)
 LONG = msgspec.structs.replace(SPEC, stopped_ttl="Never")
 NOTHING_OLD = msgspec.structs.replace(SHORT, restore=Restore(policy=RestorePolicy.NONE))
 
+HOUR = 3600.0
 MOST_KILLS = 2
 """In one case."""
 
@@ -80,6 +81,13 @@ def break_store(survivors: Survivors) -> None:
 
 def mend_store(survivors: Survivors) -> None:
     survivors.store.broken = None
+
+
+def set_clock(by: float) -> Act:
+    def act(survivors: Survivors) -> None:
+        survivors.wall_error += by
+
+    return act
 
 
 def cannot_be_archived(survivors: Survivors) -> bool:
@@ -439,6 +447,38 @@ CLEANUP_STORIES: tuple[Story, ...] = (
         ),
         varies=ABOUT_ARCHIVES,
         tried_from=1,
+    ),
+    *(
+        Story(
+            f"the clock is set {'back' if by < 0 else 'forward'} by an hour between a crash and the restart",
+            (
+                Stage(create(), running),
+                Stage(process_crashes(), running_after(2)),
+                Stage(process_crashes(), running_after(3)),
+                Stage(
+                    process_crashes(),
+                    running_after(4),
+                    during="engine.delete_task",
+                    when="after",
+                    interrupt=set_clock(by),
+                ),
+            ),
+            tried_from=3,
+        )
+        for by in (-HOUR, HOUR)
+    ),
+    *(
+        Story(
+            f"the clock is set {'back' if by < 0 else 'forward'} by an hour while a store is away",
+            (
+                START,
+                Stage(both(break_store, REMOVE), cannot_be_archived),
+                Stage(both(set_clock(by), mend_store), cleaned_up()),
+                BACK,
+            ),
+            tried_from=1,
+        )
+        for by in (-HOUR, HOUR)
     ),
     Story("removed twice", (START, Stage(REMOVE, cleaned_up()), BACK, Stage(REMOVE, cleaned_up(2))), tried_from=1),
     Story(
