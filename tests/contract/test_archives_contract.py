@@ -11,12 +11,13 @@ import pytest
 from tests.fakes.archives import FakeArchives, FakeStore
 from tests.fakes.engine import FakeMachine, FakeSnapshot
 
+from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, Uid
 from perdure.archive.local import LocalStore
 from perdure.plan.world import SnapshotFacts, Workspace
 from perdure.reconcile.ports.archives import ArchiveRequest, Archives
 from perdure.reconcile.ports.engine import Layer
-from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, StoreError
 
 INSTALLATION = InstallationId("cluster-1")
 NODE = NodeId("node-1")
@@ -35,6 +36,10 @@ class Rig(ABC):
 
     @abstractmethod
     def files(self, layer: Layer) -> dict[str, str]: ...
+
+    @abstractmethod
+    def write(self, layer: Layer, name: str, content: str) -> None:
+        """Somebody runs a task on it."""
 
     @abstractmethod
     def damage(self, sequence: int) -> None: ...
@@ -60,6 +65,9 @@ class LocalRig(Rig):
     def files(self, layer: Layer) -> dict[str, str]:
         return {path.name: path.read_text() for path in layer.upper.iterdir()}
 
+    def write(self, layer: Layer, name: str, content: str) -> None:
+        (layer.upper / name).write_text(content)
+
     def damage(self, sequence: int) -> None:
         (found,) = (self._base / "store").rglob(f"{sequence}.tar.zst")
         os.truncate(found, found.stat().st_size - 1)
@@ -81,6 +89,9 @@ class FakeRig(Rig):
 
     def files(self, layer: Layer) -> dict[str, str]:
         return self._machine.snapshots[layer.key].files
+
+    def write(self, layer: Layer, name: str, content: str) -> None:
+        self._machine.snapshots[layer.key].files[name] = content
 
     def damage(self, sequence: int) -> None:
         self._store.archives[sequence].files.popitem()
@@ -152,6 +163,36 @@ async def test_an_export_that_is_repeated_is_the_same_archive(rig: Rig) -> None:
     assert await rig.archives.export(request_for(source, 4), source) == archive
 
 
+@pytest.mark.parametrize("name", ["save", "another file"])
+async def test_what_was_written_since_needs_an_archive_of_another_sequence(rig: Rig, name: str) -> None:
+    source, target = rig.layer(1, FILES), rig.layer(2)
+    older = await rig.archives.export(request_for(source, 4), source)
+    await rig.archives.compare(older, source)
+    rig.write(source, name, "level 4")
+    with pytest.raises(ArchiveOutdated):
+        await rig.archives.compare(older, source)
+    with pytest.raises(ArchiveOutdated):
+        await rig.archives.export(request_for(source, 4), source)
+    newer = await rig.archives.export(request_for(source, 5), source)
+    await rig.archives.compare(newer, source)
+    for archive, files in ((newer, {**FILES, name: "level 4"}), (older, FILES)):
+        await rig.archives.verify(archive)
+        await rig.archives.restore(archive, target)
+        assert rig.files(target) == files
+
+
+async def test_a_damaged_archive_is_left_to_people_when_its_export_is_repeated(rig: Rig) -> None:
+    source = rig.layer(1, FILES)
+    archive = await rig.archives.export(request_for(source, 4), source)
+    rig.damage(4)
+    for _ in range(2):
+        with pytest.raises(ArchiveCorrupt):
+            await rig.archives.export(request_for(source, 4), source)
+        with pytest.raises(ArchiveCorrupt):
+            await rig.archives.verify(archive)
+    await rig.archives.verify(await rig.archives.export(request_for(source, 5), source))
+
+
 async def test_a_restore_can_be_repeated_and_replaces_what_was_there(rig: Rig) -> None:
     source, target = rig.layer(1, FILES), rig.layer(2, {"half": "of something"})
     archive = await rig.archives.export(request_for(source, 4), source)
@@ -186,8 +227,10 @@ async def test_a_deleted_archive_is_gone_and_deleting_it_again_is_nothing(rig: R
     for _ in range(2):
         await rig.archives.delete(first)
         assert list(await rig.archives.list(INSTALLATION, REF)) == [7]
-    with pytest.raises(PortError):
-        await rig.archives.verify(first)
+    for call in (rig.archives.verify(first), rig.archives.compare(first, source)):
+        with pytest.raises(StoreError) as gone:
+            await call
+        assert gone.value.reason is Reason.ARCHIVE_NOT_REACHABLE
 
 
 async def test_the_list_is_of_one_name_in_one_installation_whatever_the_uid(rig: Rig) -> None:
@@ -209,6 +252,7 @@ async def test_a_store_that_is_away_is_an_error_and_not_an_empty_store(rig: Rig)
         rig.archives.preflight(None),
         rig.archives.export(request_for(source, 5), source),
         rig.archives.verify(archive),
+        rig.archives.compare(archive, source),
         rig.archives.restore(archive, target),
         rig.archives.delete(archive),
     ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import msgspec
 from tests.crash.matrix import ABOUT_ARCHIVES, Act, Goal, Stage, Story
-from tests.crash.plant import GRACE_SECONDS, Survivors
+from tests.crash.plant import GRACE_SECONDS, Survivors, When
 from tests.crash.stories import (
     KEY,
     PRESERVE,
@@ -39,6 +39,7 @@ ONCE = msgspec.structs.replace(SHORT, restart_policy=RestartPolicy.NEVER)
 LONG = msgspec.structs.replace(SPEC, stopped_ttl="Never")
 NOTHING_OLD = msgspec.structs.replace(SHORT, restore=Restore(policy=RestorePolicy.NONE))
 
+HOUR = 3600.0
 MOST_KILLS = 2
 """In one case."""
 
@@ -61,12 +62,32 @@ def start_by_hand(survivors: Survivors) -> None:
             survivors.machine.begin(container)
 
 
+def run_unseen(survivors: Survivors) -> None:
+    """With the engine's own tool: it writes, ends and is deleted before anybody looks."""
+    start_by_hand(survivors)
+    survivors.machine.tick()
+    survivors.machine.lose_tasks()
+
+
+def run_unseen_and_die(survivors: Survivors) -> None:
+    run_unseen(survivors)
+    if survivors.process is not None:
+        survivors.process.die()
+
+
 def break_store(survivors: Survivors) -> None:
     survivors.store.broken = "the disk is gone"
 
 
 def mend_store(survivors: Survivors) -> None:
     survivors.store.broken = None
+
+
+def set_clock(by: float) -> Act:
+    def act(survivors: Survivors) -> None:
+        survivors.wall_error += by
+
+    return act
 
 
 def cannot_be_archived(survivors: Survivors) -> bool:
@@ -180,6 +201,12 @@ def skipped_then(goal: Goal) -> Goal:
     return reached
 
 
+BY_HAND: tuple[tuple[str, str, When, Act], ...] = (
+    ("started by hand", "engine.remove_container", "before", start_by_hand),
+    ("run unseen", "engine.remove_container", "before", run_unseen),
+    ("run unseen with the agent killed", "engine.remove_container", "before", run_unseen_and_die),
+    ("run unseen with the agent killed", "archives.export", "after", run_unseen_and_die),
+)
 EXPIRED = Stage(STOP, cleaned_up())
 BACK = Stage(RUN, running_after(2))
 
@@ -273,6 +300,33 @@ CLEANUP_STORIES: tuple[Story, ...] = (
         ),
         varies=ABOUT_ARCHIVES,
         tried_from=1,
+    ),
+    *(
+        Story(
+            f"{what} in its deletion, {when} {call}",
+            (
+                Stage(create(LONG), running),
+                Stage(STOP, in_phase("Stopped")),
+                Stage(delete, preserved(None), during=call, when=when, interrupt=interrupt),
+                Stage(create(), running_after(3)),
+            ),
+            varies=ABOUT_ARCHIVES,
+            tried_from=2,
+        )
+        for what, call, when, interrupt in BY_HAND
+    ),
+    *(
+        Story(
+            f"{what} in its clean-up, {when} {call}",
+            (
+                Stage(create(SHORT), running),
+                Stage(STOP, cleaned_up(None), during=call, when=when, interrupt=interrupt),
+                Stage(RUN, running_after(3)),
+            ),
+            varies=ABOUT_ARCHIVES,
+            tried_from=1,
+        )
+        for what, call, when, interrupt in BY_HAND
     ),
     Story(
         "started by hand before its clean-up is asked for",
@@ -393,6 +447,38 @@ CLEANUP_STORIES: tuple[Story, ...] = (
         ),
         varies=ABOUT_ARCHIVES,
         tried_from=1,
+    ),
+    *(
+        Story(
+            f"the clock is set {'back' if by < 0 else 'forward'} by an hour between a crash and the restart",
+            (
+                Stage(create(), running),
+                Stage(process_crashes(), running_after(2)),
+                Stage(process_crashes(), running_after(3)),
+                Stage(
+                    process_crashes(),
+                    running_after(4),
+                    during="engine.delete_task",
+                    when="after",
+                    interrupt=set_clock(by),
+                ),
+            ),
+            tried_from=3,
+        )
+        for by in (-HOUR, HOUR)
+    ),
+    *(
+        Story(
+            f"the clock is set {'back' if by < 0 else 'forward'} by an hour while a store is away",
+            (
+                START,
+                Stage(both(break_store, REMOVE), cannot_be_archived),
+                Stage(both(set_clock(by), mend_store), cleaned_up()),
+                BACK,
+            ),
+            tried_from=1,
+        )
+        for by in (-HOUR, HOUR)
     ),
     Story("removed twice", (START, Stage(REMOVE, cleaned_up()), BACK, Stage(REMOVE, cleaned_up(2))), tried_from=1),
     Story(

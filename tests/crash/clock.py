@@ -40,7 +40,7 @@ class _Jump(selectors.BaseSelector):
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
-    """`time()` is seconds since the epoch, and is what all fakes and the code under test take for every clock."""
+    """`time()` is seconds since the epoch, which no test sets: the wall clock of a `Survivors` may be wrong by some seconds."""
 
     def __init__(self) -> None:
         self._jump = _Jump()

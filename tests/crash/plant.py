@@ -60,7 +60,7 @@ READS = frozenset(
     {
         *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
         *("ledger.purging", "ledger.purgeable", "ledger.archives", "ledger.abandoned_ports"),
-        *("archives.preflight", "archives.verify", "archives.list"),
+        *("archives.preflight", "archives.verify", "archives.compare", "archives.list"),
         *("engine.usage", "engine.layer", "engine.wait_task", "engine.execute"),
     }
 )
@@ -93,6 +93,7 @@ class Survivors:
     """Everything that outlives a process, and the record of its calls."""
 
     clock: Callable[[], float]
+    """The one that nobody sets; the database's, too."""
     has_network: bool = False
     """Whether the node has a network to attach runtimes to."""
     cluster: ClusterState = field(default_factory=ClusterState)
@@ -110,10 +111,15 @@ class Survivors:
     watch: Callable[[Call], None] | None = None
     process: Agency | None = None
     defects: list[str] = field(default_factory=list)
+    wall_error: float = 0.0
+    """Seconds that the machine's wall clock is fast."""
+
+    def wall(self) -> float:
+        return self.clock() + self.wall_error
 
     def __post_init__(self) -> None:
         self.machine.images = sample_images(IMAGES)
-        self.machine.now = self.clock
+        self.machine.now = self.wall
         self.tables.now = self.clock
         self.cluster.create_namespace("agents")
 
@@ -185,7 +191,7 @@ class Agency:
         self.survivors = survivors
         self.died = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        hook, now = survivors.hook_of(self), survivors.clock
+        hook, now, steady = survivors.hook_of(self), survivors.wall, survivors.clock
         self.queue: KeyedQueue[Uid] = KeyedQueue()
         self.bindings: KeyedQueue[Uid] = KeyedQueue()
         self.cache = RuntimeCache(self.queue.add)
@@ -194,14 +200,14 @@ class Agency:
         self.guards = Guards(self.journal)
         self._cluster = FakeCluster(survivors.cluster, NODE_ID, hook)
         self._everything = FakeCluster(survivors.cluster, None, hook)
-        self._ledger = FakeAgentLedger(NODE_ID, survivors.tables, hook, now)
+        self._ledger = FakeAgentLedger(NODE_ID, survivors.tables, hook, steady)
         installation = survivors.cluster.installation
         engine = FakeEngine(survivors.machine, installation, hook)
         self._engine = engine
         sandbox = FakeSandbox(survivors.sandboxes, hook, has_network=survivors.has_network)
         archives = FakeArchives(survivors.store, survivors.machine, hook)
         self.outbox = Outbox(self.journal, self._ledger, NODE_NAME)
-        retries, probe = Retries(random.Random(1)), _Quiet()
+        retries, probe = Retries(random.Random(1), now, steady), _Quiet()
         hands = Hands(
             engine=engine,
             sandbox=sandbox,
@@ -209,7 +215,7 @@ class Agency:
             journal=self.journal,
             ledger=self._ledger,
             cluster=self._cluster,
-            leases=LeaseKeeper(self._ledger, self.guards, now),
+            leases=LeaseKeeper(self._ledger, self.guards, steady),
             outbox=self.outbox,
             probe=probe,
         )
@@ -224,8 +230,8 @@ class Agency:
                     NODE_ID,
                     self.guards,
                     retries,
-                    Absences(GRACE_SECONDS, self.queue.add_in, now),
-                    lambda: Uptime("boot", now()),
+                    Absences(GRACE_SECONDS, self.queue.add_in, steady),
+                    lambda: Uptime("boot", steady()),
                 ),
                 executor=Executor(
                     hands,

@@ -162,8 +162,9 @@ def gone(survivors: Survivors) -> bool:
     return the(survivors) is None and not any(things) and not survivors.tables.ports
 
 
-def preserved(count: int) -> Goal:
-    return lambda survivors: gone(survivors) and len(survivors.cluster.archives) == count
+def preserved(count: int | None) -> Goal:
+    """`count`: in how many archives; None: however many."""
+    return lambda survivors: gone(survivors) and count in (None, len(survivors.cluster.archives))
 
 
 def purged(survivors: Survivors) -> bool:

@@ -20,14 +20,19 @@ from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.archives import StoredArchive as Stored
 from perdure.reconcile.ports.engine import Layer
-from perdure.reconcile.ports.errors import ArchiveCorrupt, StoreError
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, StoreError
 
 
 @dataclass(slots=True)
 class StoredArchive:
     request: ArchiveRequest
     files: dict[str, str]
-    complete: bool
+    manifest: dict[str, str] | None = None
+    """What the layer held; None: it was never finished."""
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest is not None
 
 
 @dataclass(slots=True)
@@ -53,13 +58,15 @@ class FakeArchives:
         self._check_writable()
         there = self._store.archives.get(request.sequence)
         files = dict(self._machine.snapshots[layer.key].files)
-        if there is None or not there.complete:
+        if there is not None and there.complete:
+            self._check_same(there, layer)
+            if there.files != there.manifest:
+                raise ArchiveCorrupt(f"archive {request.sequence} is not what its manifest says")
+        else:
             half = dict(list(files.items())[: len(files) // 2])
-            self._store.archives[request.sequence] = StoredArchive(request, half, complete=False)
+            self._store.archives[request.sequence] = StoredArchive(request, half)
             self._call("export_half", "after")
-            self._store.archives[request.sequence] = there = StoredArchive(request, files, complete=True)
-        if there.files != files:
-            raise ArchiveCorrupt(f"archive {request.sequence} is not what snapshot {layer.key} holds")
+            self._store.archives[request.sequence] = StoredArchive(request, files, dict(files))
         self._call("export", "after")
         return _facts(request, files)
 
@@ -76,6 +83,17 @@ class FakeArchives:
     async def verify(self, archive: ArchiveFacts) -> None:
         self._call("verify", "before")
         self._verified(archive)
+
+    async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
+        self._call("compare", "before")
+        stored = self._stored(archive)
+        if not stored.complete:
+            raise ArchiveCorrupt(f"archive {archive.sequence} has no manifest")
+        self._check_same(stored, layer)
+
+    def _check_same(self, stored: StoredArchive, layer: Layer) -> None:
+        if stored.manifest != self._machine.snapshots[layer.key].files:
+            raise ArchiveOutdated(f"{layer.key} was written since archive {stored.request.sequence} was made of it")
 
     async def delete(self, archive: ArchiveFacts) -> None:
         self._call("delete", "before")
@@ -105,13 +123,17 @@ class FakeArchives:
         )
 
     def _verified(self, archive: ArchiveFacts) -> StoredArchive:
-        if self._store.broken is not None:
-            raise StoreError(
-                f"reading archive {archive.sequence}: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE
-            )
-        stored = self._store.archives.get(archive.sequence)
-        if stored is None or not stored.complete or digest(stored.files) != archive.sha256:
+        stored = self._stored(archive)
+        if not stored.complete or digest(stored.files) != archive.sha256:
             raise ArchiveCorrupt(f"archive {archive.sequence} is not what the catalogue says")
+        return stored
+
+    def _stored(self, archive: ArchiveFacts) -> StoredArchive:
+        doing, stored = f"reading archive {archive.sequence}", self._store.archives.get(archive.sequence)
+        if self._store.broken is not None:
+            raise StoreError(f"{doing}: {self._store.broken}", reason=Reason.STORE_UNAVAILABLE)
+        if stored is None:
+            raise StoreError(f"{doing}: it is not in the store", reason=Reason.ARCHIVE_NOT_REACHABLE)
         return stored
 
     def _check_writable(self) -> None:

@@ -21,6 +21,8 @@ class FaultKind(StrEnum):
     """The layer could not be archived; it is untouched."""
     ARCHIVE_CORRUPT = "archive-corrupt"
     """What is in the store is not what the catalogue or the manifest says."""
+    ARCHIVE_OUTDATED = "archive-outdated"
+    """The archive is good, and the layer was written since it was made."""
     RESTORE_FAILED = "restore-failed"
     """The archive is good, and could not be brought into the layer."""
 

@@ -42,6 +42,13 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     archive: Known
 
 
+class Compare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Is the layer at `upper` what `archive` was made of, to the last change?"""
+
+    archive: Known
+    upper: str
+
+
 class Restore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Make the layer at `upper` what `archive` holds. `staging`: a folder of ours on the same mount; `key`: whose."""
 
@@ -51,7 +58,7 @@ class Restore(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     staging: str
 
 
-Job = Export | Verify | Restore
+Job = Export | Verify | Compare | Restore
 
 
 LONGEST_ANSWER: Final = 64 << 10

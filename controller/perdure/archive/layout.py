@@ -160,16 +160,6 @@ def publish(folder: int, name: str) -> None:
     os.fsync(folder)
 
 
-def set_aside(folder: int, sequence: int) -> None:
-    """Rename what is under a sequence, and is not good, to `….quarantined-<n>`: kept for a person, in nobody's way."""
-    for name in (manifest_name(sequence), archive_name(sequence)):  # the manifest first: then the rest counts no more
-        taken = set(os.listdir(folder))
-        if name in taken:
-            n = next(n for n in range(1, len(taken) + 2) if f"{name}.quarantined-{n}" not in taken)
-            os.rename(name, f"{name}.quarantined-{n}", src_dir_fd=folder, dst_dir_fd=folder)
-            os.fsync(folder)
-
-
 def open_archive(folder: int, sequence: int) -> int:
     """A descriptor for reading. Raises `FileNotFoundError`, or another `OSError`."""
     return os.open(archive_name(sequence), os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
@@ -199,11 +189,8 @@ def write_manifest(folder: int, sequence: int, manifest: Manifest) -> None:
 
 
 def remove(folder: int, sequence: int) -> None:
-    """Remove an archive: the manifest first, so that at no instant one vouches for bytes that are gone. What was set
-    aside under the sequence goes, too: it is of the same data."""
-    names = (manifest_name(sequence), archive_name(sequence))
-    aside = (name for name in os.listdir(folder) if name.startswith(tuple(f"{name}.quarantined-" for name in names)))
-    for name in (*names, *aside):
+    """Remove an archive: the manifest first, so that at no instant one vouches for bytes that are gone."""
+    for name in (manifest_name(sequence), archive_name(sequence)):
         try:
             os.unlink(name, dir_fd=folder)
         except FileNotFoundError:

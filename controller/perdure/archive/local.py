@@ -26,13 +26,25 @@ from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, Kind, NamespaceUid, NodeId, RuntimeRef, SnapshotKey, Uid
 from perdure.archive import inventory, layout
 from perdure.archive.faults import Fault, FaultKind, store_errors
-from perdure.archive.jobs import LONGEST_ANSWER, Answer, Done, Export, Failed, Job, Known, Progress, Restore, Verify
+from perdure.archive.jobs import (
+    LONGEST_ANSWER,
+    Answer,
+    Compare,
+    Done,
+    Export,
+    Failed,
+    Job,
+    Known,
+    Progress,
+    Restore,
+    Verify,
+)
 from perdure.archive.manifest import Source
 from perdure.archive.stages import TOOLS_PATH, missing_tools
 from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.archives import ArchiveRequest, StoredArchive
 from perdure.reconcile.ports.engine import Layer
-from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError, StoreError
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, PortError, StoreError
 
 STALL_SECONDS: Final = 300.0
 """A job that reports nothing for so long hangs (a dead disk, a lost mount)."""
@@ -174,6 +186,9 @@ class LocalStore:
 
     async def verify(self, archive: ArchiveFacts) -> None:
         await self._run(Verify(archive=await self._in_thread(self._known, archive)))
+
+    async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
+        await self._run(Compare(archive=await self._in_thread(self._known, archive), upper=str(layer.upper)))
 
     def _known(self, archive: ArchiveFacts) -> Known:
         return Known(
@@ -362,7 +377,7 @@ def _failure_of(job: Job) -> FaultKind:
     match job:
         case Export():
             return FaultKind.ARCHIVE_FAILED
-        case Verify():
+        case Verify() | Compare():
             return FaultKind.STORE_UNAVAILABLE
         case Restore():
             return FaultKind.RESTORE_FAILED
@@ -385,6 +400,8 @@ async def _end(process: asyncio.subprocess.Process, *, terminate: bool) -> None:
 def _port_error(fault: Fault) -> PortError:
     if fault.kind is FaultKind.ARCHIVE_CORRUPT:
         return ArchiveCorrupt(fault.message)
+    if fault.kind is FaultKind.ARCHIVE_OUTDATED:
+        return ArchiveOutdated(fault.message)
     return StoreError(fault.message, reason=_REASONS[fault.kind])
 
 

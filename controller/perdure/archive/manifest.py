@@ -77,6 +77,8 @@ class Contents(msgspec.Struct, frozen=True, kw_only=True):
     """Left out: a socket without its process is nothing. The first `NAMED_SOCKETS` (in earlier archives: all)."""
     more_sockets: int = 0
     """Left out as well, and not named: whoever writes to a layer can make any number of them."""
+    changes: str = ""
+    """`survey.Survey.changes` of the source: whether anything in it was changed since. Empty: not recorded."""
 
     @property
     def empty(self) -> bool:

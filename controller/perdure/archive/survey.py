@@ -6,9 +6,11 @@ only and follows no link. Overlay's marks are described in the kernel's Document
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +29,7 @@ from perdure.archive.tree import (
 )
 
 _OPAQUE = b"trusted.overlay.opaque"
+_CHANGE = struct.Struct(">Qq")
 _HARMLESS = frozenset(b"trusted.overlay." + name for name in (b"origin", b"impure", b"uuid", b"nlink", b"upper"))
 
 
@@ -44,6 +47,19 @@ class Survey:
     devices: list[DeviceNode] = field(default_factory=list)
     device_paths: list[bytes] = field(default_factory=list)
     sockets: list[bytes] = field(default_factory=list)
+    _changes: hashlib._Hash = field(default_factory=hashlib.sha256)
+
+    def note_change(self, status: os.stat_result) -> None:
+        self._changes.update(_CHANGE.pack(status.st_ino, status.st_ctime_ns))
+
+    @property
+    def changes(self) -> str:
+        """A digest of which inodes there are and when each was last changed, in the order of the walk.
+
+        No program can set that time (inode(7), ctime): a file that was written is noticed though it has its size and
+        its time of modification back.
+        """
+        return self._changes.hexdigest()
 
     @property
     def outside_tar(self) -> list[bytes]:
@@ -99,6 +115,7 @@ def _open_folder(fd: int, name: bytes, found: Survey) -> _OpenFolder:
     """Takes `fd` over; adds the folder itself to `found`."""
     try:
         status = os.fstat(fd)
+        found.note_change(status)
         xattrs = _xattrs(fd, name, found)
         found.digest.add(_entry(name, FOLDER, status, xattrs=xattrs))
         return _OpenFolder(fd, name, iter(sorted(map(os.fsencode, os.listdir(fd)))))
@@ -115,6 +132,7 @@ def _add_leaf(
     name: bytes,
     status: os.stat_result,
 ) -> None:
+    found.note_change(status)
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFCHR and status.st_rdev == 0:
         found.deletions.append(name)

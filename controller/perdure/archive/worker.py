@@ -11,10 +11,10 @@ import time
 
 import msgspec
 
-from perdure.archive import extractor, writer
+from perdure.archive import comparison, extractor, writer
 from perdure.archive.faults import Fault
 from perdure.archive.isolation import isolate
-from perdure.archive.jobs import LONGEST_MESSAGE, Answer, Done, Export, Failed, Job, Progress, Restore, Verify
+from perdure.archive.jobs import LONGEST_MESSAGE, Answer, Compare, Done, Export, Failed, Job, Progress, Restore, Verify
 from perdure.archive.manifest import Manifest
 
 _PROGRESS_SECONDS = 1.0
@@ -45,6 +45,8 @@ def _run(job: Job) -> Manifest:
             return writer.export(job, tick)
         case Verify():
             return extractor.verify(job, tick)
+        case Compare():
+            return comparison.compare(job, tick)
         case Restore():
             return extractor.restore(job, tick)
 

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from perdure.archive import layout
-from perdure.archive.faults import Fault, FaultKind, layer_errors, store_errors
-from perdure.archive.isolation import bind_read_only
+from perdure.archive.comparison import check_unchanged, walk
+from perdure.archive.faults import Fault, FaultKind, store_errors
 from perdure.archive.jobs import Export
 from perdure.archive.manifest import NAMED_SOCKETS, Contents, Manifest, ManifestError, encode_frame, encode_path
 from perdure.archive.stages import TAR, ZSTD, Pipe, Stage, tool_path, tool_version
-from perdure.archive.survey import Survey, Unarchivable, survey
+from perdure.archive.survey import Survey
 from perdure.archive.tree import TAR_XATTR_OPTIONS
 from perdure.archive.verifier import Mismatch, check_manifest, forget_cached_pages, read_back
 
@@ -34,16 +34,12 @@ def export(job: Export, tick: Callable[[], None]) -> Manifest:
         layout.locked(folder),
     ):
         layout.sweep_partial(folder)
-        done = _existing(job, folder, tick)
-        if done is not None:
-            return done
-        with layer_errors(FaultKind.ARCHIVE_FAILED, f"{what}: reading {job.upper}"):
-            upper = os.fsencode(job.upper)
-            bind_read_only(upper)
-            try:
-                found = survey(upper, tick)
-            except Unarchivable as error:
-                raise Fault(FaultKind.ARCHIVE_FAILED, f"{what}: {error}") from error
+        known = _known(job, folder)
+        found = walk(job.upper, what, tick)
+        if known is not None:
+            check_unchanged(known, found, job.sequence)
+            _check_existing(job, folder, known, tick)
+            return known
         try:
             return _write(job, folder, found, tick)
         except BaseException:
@@ -51,19 +47,27 @@ def export(job: Export, tick: Callable[[], None]) -> Manifest:
             raise
 
 
-def _existing(job: Export, folder: int, tick: Callable[[], None]) -> Manifest | None:
-    """The archive that is there already under this sequence and is good; a bad one is set aside."""
+def _known(job: Export, folder: int) -> Manifest | None:
+    """The manifest that is there already under this sequence."""
     try:
         manifest = layout.read_manifest(folder, job.sequence)
-        if manifest is None:
-            return None
-        source = manifest.contents.source
-        if source != job.source:
-            raise Fault(
-                FaultKind.ARCHIVE_FAILED,
-                f"the store {job.store} has an archive {job.sequence} of {source.snapshot_key} ({source.image}), "
-                f"not of {job.source.snapshot_key} ({job.source.image}); move it away or archive under another sequence",
-            )
+    except ManifestError as error:
+        raise _corrupt(job, error) from error
+    if manifest is None:
+        return None
+    source = manifest.contents.source
+    if source != job.source:
+        raise Fault(
+            FaultKind.ARCHIVE_FAILED,
+            f"the store {job.store} has an archive {job.sequence} of {source.snapshot_key} ({source.image}), "
+            f"not of {job.source.snapshot_key} ({job.source.image}); move it away or archive under another sequence",
+        )
+    return manifest
+
+
+def _check_existing(job: Export, folder: int, manifest: Manifest, tick: Callable[[], None]) -> None:
+    """A finished archive is not touched, also if it is bad: the catalogue may have it as verified."""
+    try:
         fd = layout.open_archive(folder, job.sequence)
         try:
             forget_cached_pages(fd)
@@ -77,10 +81,15 @@ def _existing(job: Export, folder: int, tick: Callable[[], None]) -> Manifest | 
             uncompressed=back.uncompressed_bytes,
             entries=manifest.contents.entries,
         )
-    except (ManifestError, Mismatch, FileNotFoundError):
-        layout.set_aside(folder, job.sequence)
-        return None
-    return manifest
+    except (Mismatch, FileNotFoundError) as error:
+        raise _corrupt(job, error) from error
+
+
+def _corrupt(job: Export, error: Exception) -> Fault:
+    return Fault(
+        FaultKind.ARCHIVE_CORRUPT,
+        f"archive {job.sequence} of {job.source.snapshot_key} in {job.store} is corrupt: {error}; it is left as it is",
+    )
 
 
 def _write(job: Export, folder: int, found: Survey, tick: Callable[[], None]) -> Manifest:
@@ -148,6 +157,7 @@ def _describe(job: Export, found: Survey) -> Contents:
         devices=tuple(found.devices),
         sockets=tuple(map(encode_path, found.sockets[:NAMED_SOCKETS])),
         more_sockets=max(0, len(found.sockets) - NAMED_SOCKETS),
+        changes=found.changes,
     )
 
 

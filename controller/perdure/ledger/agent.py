@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -34,6 +33,7 @@ from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused
 from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
+from perdure.reconcile.uptime import boottime
 
 _TOKEN_BYTES = 16
 
@@ -46,12 +46,12 @@ class PostgresAgentLedger:
         database: Database,
         installation: InstallationId,
         node: NodeId,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
     ) -> None:
         self._database = database
         self._installation = installation
         self._node = node
-        self._monotonic = monotonic
+        self._clock = clock
 
     async def identity(self) -> LedgerIdentity:
         return await read_identity(self._database, self._installation)
@@ -133,7 +133,7 @@ class PostgresAgentLedger:
 
     async def acquire(self, key: str, ttl: float) -> Lease:
         """`ttl` in seconds. If an answer was lost, the repetition takes over what the first try took."""
-        asked_at = self._monotonic()
+        asked_at = self._clock()
         doing, token = f"taking the lease {key}", _new_token(key)
         parameters = {"installation": self._installation, "key": key}
         mine = {**parameters, "holder": self._node, "token": token, "ttl": ttl}
@@ -145,7 +145,7 @@ class PostgresAgentLedger:
 
     async def renew(self, lease: Lease, ttl: float) -> Lease:
         """A lease that has run out can be renewed as long as nobody took it."""
-        asked_at = self._monotonic()
+        asked_at = self._clock()
         doing = f"renewing the lease {lease.key}"
         parameters = {"installation": self._installation, "ttl": ttl, **leases.parameters(lease)}
         if await self._database.row(doing, leases.RENEW, parameters) is None:
@@ -153,7 +153,7 @@ class PostgresAgentLedger:
         return Lease(lease.key, lease.token, lease.fence, asked_at + ttl)
 
     async def renew_all(self, leases_: Sequence[Lease], ttl: float) -> Sequence[Lease]:
-        asked_at = self._monotonic()
+        asked_at = self._clock()
         parameters = {
             "installation": self._installation,
             "ttl": ttl,

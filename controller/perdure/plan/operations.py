@@ -66,6 +66,12 @@ def entry_operation_id(uid: Uid, sequence: int, sha256: str) -> OperationId:
     return OperationId(str(uuid.uuid5(_NAMESPACE, f"{uid}/archive/{sequence}/{sha256}")))
 
 
+def later_archive_id(operation: OperationId, outdated: int) -> OperationId:
+    """Under which id the catalogue has the archive that an operation makes after that one, whose layer was written since.
+    The same after a crash."""
+    return OperationId(str(uuid.uuid5(_NAMESPACE, f"{operation}/after/{outdated}")))
+
+
 def correlation(world: World, source: Source, request: RequestId | None) -> str:
     """The id of what is behind an operation that begins now: the same for each operation that it brings about.
 

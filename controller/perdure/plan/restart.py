@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from perdure.api.conditions import Reason
 from perdure.api.runtime import RestartPolicy
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import Exit, Halted, Record
 
 HEALTHY_SECONDS = 600.0
@@ -28,6 +29,24 @@ def delay_after(failures_in_row: int) -> float:
     if failures_in_row <= 1:
         return 0.0
     return float(min(MAX_DELAY_SECONDS, 2 ** min(failures_in_row - 2, 16)))
+
+
+def due_at(record: Record, now: float, uptime: Uptime | None) -> float | None:
+    """When the next start is due, in seconds since the epoch as the wall clock shows them `now`.
+
+    By whichever clock says so first: one that is set back makes nobody wait longer than the delay. Where only the wall
+    clock can tell (there was a reboot in between), the delay is what is left at most.
+    """
+    if record.next_start_at is None:
+        return None
+    elapsed = uptime.since(record.stopped_up) if uptime is not None else None
+    return min(record.next_start_at, now + delay_after(record.failures_in_row) - (elapsed or 0.0))
+
+
+def counts_anew(record: Record, now: float, uptime: Uptime | None) -> bool:
+    """Whether the journal has a time that no delay explains, and no other clock can tell how much of it is over."""
+    known = uptime is not None and uptime.since(record.stopped_up) is not None
+    return record.next_start_at is not None and not known and due_at(record, now, uptime) != record.next_start_at
 
 
 def judge(record: Record, exit_: Exit, policy: RestartPolicy, spec_hash: str) -> Verdict:

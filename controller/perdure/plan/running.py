@@ -12,7 +12,7 @@ from perdure.plan.health import HealthEvent, HealthKind
 from perdure.plan.memory import kills_told
 from perdure.plan.network import has_another_network
 from perdure.plan.operations import TOWARDS_RUNNING, closing, opening
-from perdure.plan.restart import judge
+from perdure.plan.restart import counts_anew, due_at, judge
 from perdure.plan.scene import Scene, sandbox_if_missing
 from perdure.plan.spec_hash import reads_sources, same_process
 from perdure.plan.steps import (
@@ -185,13 +185,16 @@ def task_runs(scene: Scene) -> Plan | None:
     task, record, workspace = scene.task, scene.record, scene.workspace
     if workspace is None or (task is not None and task.state is TaskState.RUNNING):
         return None
-    if record.next_start_at is not None and scene.now < record.next_start_at:
+    start_at = due_at(record, scene.now, scene.world.uptime)
+    if start_at is not None and counts_anew(record, scene.now, scene.world.uptime):
+        return scene.do(Note(replace(record, next_start_at=start_at), "the clock was set back over a reboot"))
+    if start_at is not None and scene.now < start_at:
         code = record.last_exit.code if record.last_exit else "unknown"
         message = (
             f"the main process ended {record.failures_in_row} times in a row, last with exit code {code}; "
-            f"it is started again at {stamp(record.next_start_at)}"
+            f"it is started again at {stamp(start_at)}"
         )
-        return scene.wait(Reason.BACK_OFF, message, until=record.next_start_at, phase=Phase.CREATING)
+        return scene.wait(Reason.BACK_OFF, message, until=start_at, phase=Phase.CREATING)
     sandbox = scene.world.observed.sandbox
     if isinstance(sandbox, Unknown):
         return scene.wait(Reason.NETWORK_FAILED, sandbox.why, until=scene.now + SANDBOX_RETRY_SECONDS)

@@ -7,20 +7,36 @@ checks every ground again, against the journal and the store, right before.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import structlog
 
 from perdure.api.conditions import Reason
-from perdure.api.names import RuntimeRef
-from perdure.plan.operations import DURABLE
+from perdure.api.names import OperationId, RuntimeRef, Uid
+from perdure.plan.operations import DURABLE, later_archive_id
 from perdure.plan.steps import AdoptSnapshot, Ground, KeepWorkspace, PrepareWorkspace, RemoveWorkspace, RestoreWorkspace
-from perdure.plan.world import ArchiveFacts, Op, PutAway, Record, Workspace
+from perdure.plan.world import ArchiveFacts, Op, OpenOperation, PutAway, Record, Workspace
 from perdure.reconcile.hands import Hands, Place, workspace_of
 from perdure.reconcile.ports.archives import ArchiveRequest
-from perdure.reconcile.ports.errors import ArchiveCorrupt, PortError
+from perdure.reconcile.ports.engine import Layer
+from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, PortError
+from perdure.reconcile.ports.ledger import Lease
 
 log = structlog.get_logger(__name__)
+
+
+VERIFIED_SECONDS = 300.0
+"""So long an archive that this process wrote or verified is not read again before the layer goes. Disks rot, and
+somebody may tidy a store up."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """That an archive was good, under which operation, and when by the loop's clock, which nobody sets."""
+
+    sequence: int
+    operation: OperationId
+    at: float
 
 
 class DataSteps:
@@ -29,8 +45,7 @@ class DataSteps:
     def __init__(self, hands: Hands, place: Place) -> None:
         self._hands = hands
         self._place = place
-        self._verified_here: set[int] = set()
-        """Archives that this very process wrote and verified; others are verified again before data is removed."""
+        self._verified: dict[Uid, _Verified] = {}
 
     async def prepare(self, step: PrepareWorkspace, ref: RuntimeRef) -> None:
         """Journal, then snapshot, then journal that it is there: the label and the record never disagree for long, and
@@ -96,17 +111,34 @@ class DataSteps:
             raise PortError(f"no operation is open to archive {workspace.key} under", reason=Reason.INTERNAL_ERROR)
         async with self._hands.leases.kept(ref.uid) as lease:
             layer = await self._hands.engine.layer(workspace.key)
-            sequence = await self._hands.ledger.begin_archive(operation.id, ref, workspace, self._place.node_id, lease)
-            request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
             began = asyncio.get_running_loop().time()
-            facts = await self._hands.archives.export(request, layer)
+            facts = await self._export(ref, workspace, layer, operation.id, lease)
             self._hands.probe.archived("export", facts.bytes, asyncio.get_running_loop().time() - began)
             lease = await self._hands.leases.hold(ref.uid)
             await self._hands.ledger.finish_archive(facts, lease)
-        self._verified_here.add(facts.sequence)
+        self._note_verified(facts, operation)
         record = self._hands.record(ref)
         await self._hands.journal.commit(put=replace(record, workspace=replace(workspace_of(record), archived=facts)))
         log.info("archived", runtime=str(ref), uid=ref.uid, archive=facts.sequence, bytes=facts.bytes)
+
+    async def _export(
+        self, ref: RuntimeRef, workspace: Workspace, layer: Layer, operation: OperationId, lease: Lease
+    ) -> ArchiveFacts:
+        """An archive of the layer as it is now. One that the same operation made of it before somebody ran a task on it
+        stays what it is; so does one that is bad, and nothing is restored from that."""
+        ledger, id_ = self._hands.ledger, operation
+        while True:
+            sequence = await ledger.begin_archive(id_, ref, workspace, self._place.node_id, lease)
+            request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
+            try:
+                return await self._hands.archives.export(request, layer)
+            except ArchiveOutdated as error:
+                log.info("archive_outdated", runtime=str(ref), uid=ref.uid, archive=sequence, error=str(error))
+                id_ = later_archive_id(operation, sequence)
+            except ArchiveCorrupt as error:
+                log.warning("archive_corrupt", runtime=str(ref), uid=ref.uid, archive=sequence, error=str(error))
+                await ledger.quarantine(sequence, str(error))
+            lease = await self._hands.leases.hold(ref.uid)
 
     async def remove_workspace(self, step: RemoveWorkspace, ref: RuntimeRef) -> None:
         """The one place where a snapshot goes: every ground is checked again here, against the journal and the store."""
@@ -116,6 +148,7 @@ class DataSteps:
             await self._announce_removal(record)
         async with self._hands.leases.effect(ref.uid):
             await self._hands.engine.remove_workspace(step.key)
+        self._verified.pop(ref.uid, None)
         log.info("snapshot_removed", runtime=str(ref), uid=ref.uid, snapshot=step.key, ground=step.ground.value)
 
     async def _announce_removal(self, record: Record) -> None:
@@ -172,15 +205,35 @@ class DataSteps:
                 archived = workspace.archived if own and workspace is not None else None
                 if archived is None or archived.snapshot_key != step.key:
                     raise _no_ground(step, "no archive of it is on record")
-                await self._verify(archived)
+                await self._check_archive(archived, record, operation)
 
-    async def _verify(self, archive: ArchiveFacts) -> None:
-        """Under the operation's lease: it may wait long for its turn, and read for long."""
-        if archive.sequence in self._verified_here:
-            return
-        async with self._hands.leases.kept(archive.uid):
-            await self._hands.archives.verify(archive)
-        self._verified_here.add(archive.sequence)
+    async def _check_archive(self, archive: ArchiveFacts, record: Record, operation: OpenOperation) -> None:
+        """That it is good, and of the layer as it is: its container is gone, and nothing can run on it any more. If not,
+        the layer is archived anew. Under the operation's lease: it may wait long for its turn, and read for long."""
+        layer = await self._hands.engine.layer(archive.snapshot_key)
+        try:
+            async with self._hands.leases.kept(archive.uid):
+                if not self._verified_lately(archive, operation):
+                    await self._hands.archives.verify(archive)
+                    self._note_verified(archive, operation)
+                await self._hands.archives.compare(archive, layer)
+        except (ArchiveCorrupt, ArchiveOutdated) as error:
+            if isinstance(error, ArchiveCorrupt):
+                await self._hands.ledger.quarantine(archive.sequence, str(error))
+            await self._hands.journal.commit(
+                put=replace(record, workspace=replace(workspace_of(record), archived=None))
+            )
+            raise PortError(f"{error}; nothing was removed, and it is archived anew", reason=error.reason) from error
+
+    def _note_verified(self, archive: ArchiveFacts, operation: OpenOperation) -> None:
+        now = asyncio.get_running_loop().time()
+        self._verified[archive.uid] = _Verified(archive.sequence, operation.id, now)
+
+    def _verified_lately(self, archive: ArchiveFacts, operation: OpenOperation) -> bool:
+        known = self._verified.get(archive.uid)
+        if known is None or (known.sequence, known.operation) != (archive.sequence, operation.id):
+            return False
+        return asyncio.get_running_loop().time() - known.at < VERIFIED_SECONDS
 
     async def purge_archives(self, ref: RuntimeRef) -> None:
         """Delete what is here, leave what is elsewhere to its node, and prove by listing that nothing is left here."""

@@ -7,7 +7,6 @@ before it acts, and the database refuses its rows if it does not.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from perdure.api.names import Uid
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.ports.errors import PortError, StaleFence
 from perdure.reconcile.ports.ledger import AgentLedger, Lease
+from perdure.reconcile.uptime import boottime
 
 RENEWALS_PER_TTL = 3
 RELEASE_SECONDS = 5.0
@@ -36,18 +36,18 @@ class LeaseTimes:
 
 
 class LeaseKeeper:
-    """One per agent process. Keys are uids."""
+    """One per agent process. Keys are uids. `clock`: the one that leases' deadlines are by; it counts sleep, too."""
 
     def __init__(
         self,
         ledger: AgentLedger,
         guards: Guards,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = boottime,
         times: LeaseTimes | None = None,
     ) -> None:
         self._ledger = ledger
         self._guards = guards
-        self._monotonic = monotonic
+        self._clock = clock
         self._times = times or LeaseTimes()
         self._leases: dict[Uid, Lease] = {}
         self._kept: Counter[Uid] = Counter()
@@ -62,7 +62,7 @@ class LeaseKeeper:
         self._guards.trust_ledger()
         deadline = self._times.effect_seconds if deadline is None else deadline
         lease = self._leases.get(uid)
-        if lease is not None and lease.expires_at - self._monotonic() > 2 * deadline:
+        if lease is not None and lease.expires_at - self._clock() > 2 * deadline:
             return lease
         ttl = max(self._times.ttl_seconds, 3 * deadline)
         if lease is None:
@@ -88,18 +88,24 @@ class LeaseKeeper:
         """Around one destructive effect: what is not done while the lease is good for sure is cut off, however long
         this process was paused meanwhile. Raises `PortError` then, and what `hold` raises."""
         lease = await self.hold(uid)
-        good_for = lease.expires_at - self._times.effect_seconds - self._monotonic()
+        good_until = lease.expires_at - self._times.effect_seconds
         try:
-            async with asyncio.timeout(good_for) as limit:
+            async with asyncio.timeout(good_until - self._clock()) as limit:
                 yield lease
         except TimeoutError as error:
             if not limit.expired():
                 raise
-            raise PortError(
-                f"working under the lease {lease.key}: it was not done {self._times.effect_seconds:g} s before the lease "
-                "runs out, and was cut off; it is looked at again",
-                reason=Reason.IN_PROGRESS,
-            ) from error
+            raise self._late(lease, "and was cut off") from error
+        if self._clock() > good_until:
+            # The timeout stood still while the machine slept. What was done is seen by the next look.
+            raise self._late(lease, "for the machine slept")
+
+    def _late(self, lease: Lease, why: str) -> PortError:
+        return PortError(
+            f"working under the lease {lease.key}: it was not done {self._times.effect_seconds:g} s before the lease "
+            f"runs out, {why}; it is looked at again",
+            reason=Reason.IN_PROGRESS,
+        )
 
     @asynccontextmanager
     async def kept(self, uid: Uid) -> AsyncIterator[Lease]:

@@ -159,7 +159,7 @@ class Reconciler:
         loop, ref = self._loop, world.ref
         runtime = _runtime(world)
         generation = runtime.generation if runtime is not None else 0
-        failure = loop.retries.failed(ref.uid, generation, type(step).__name__, error, loop.now())
+        failure = loop.retries.failed(ref.uid, generation, type(step).__name__, error)
         tell, event = (log.info, "lease_busy") if isinstance(error, LeaseBusy) else (log.warning, "step_failed")
         tell(
             event,

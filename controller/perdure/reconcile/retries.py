@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from perdure.api.names import Uid
 from perdure.plan.world import Failure
@@ -16,21 +18,33 @@ BUSY_SECONDS = 10.0
 AFTER_EXPIRY_SECONDS = 0.2
 """Whoever died with a lease is succeeded this soon after it ran out."""
 
+CLOCK_SET_SECONDS = 0.5
+"""The two clocks drift apart by less between two looks; more means that one of them was set."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     failure: Failure
     generation: int
+    due: float
+    """By the monotonic clock: a wall clock that is set moves no retry."""
 
 
 class Retries:
     """In memory: after a restart everything is tried again at once, which is what a person who restarts wants."""
 
-    def __init__(self, jitter: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        jitter: random.Random | None = None,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._entries: dict[Uid, _Entry] = {}
         self._jitter = jitter or random.Random()
+        self._now = now
+        self._monotonic = monotonic
 
-    def failed(self, uid: Uid, generation: int, step: str, error: PortError, now: float) -> Failure:
+    def failed(self, uid: Uid, generation: int, step: str, error: PortError) -> Failure:
         """Remember the failure; delays double from 0.5 s to 60 s, each shortened by up to a fifth. A busy
         lease is no failure: it is waited for."""
         before = self._entries.get(uid)
@@ -46,16 +60,23 @@ class Retries:
             step=step,
             user_error=error.user_error,
             blocks_data=error.blocks_data,
-            retry_at=now + delay,
+            retry_at=self._now() + delay,
             attempts=attempts,
         )
-        self._entries[uid] = _Entry(failure, generation)
+        self._entries[uid] = _Entry(failure, generation, self._monotonic() + delay)
         return failure
 
     def failure(self, uid: Uid, generation: int) -> Failure | None:
-        """The failure that still counts: an edit of the spec wipes it."""
+        """The failure that still counts: an edit of the spec wipes it. `retry_at` follows the wall clock where that was
+        set; else it stays, so that a status that shows it does."""
         entry = self._entries.get(uid)
-        return entry.failure if entry is not None and entry.generation == generation else None
+        if entry is None or entry.generation != generation:
+            return None
+        retry_at = self._now() + entry.due - self._monotonic()
+        if abs(retry_at - entry.failure.retry_at) > CLOCK_SET_SECONDS:
+            entry = replace(entry, failure=replace(entry.failure, retry_at=retry_at))
+            self._entries[uid] = entry
+        return entry.failure
 
     def succeeded(self, uid: Uid) -> None:
         self._entries.pop(uid, None)

@@ -16,7 +16,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def uptime() -> Uptime:
-    return Uptime(_boot(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    return Uptime(_boot(), boottime())
+
+
+def boottime() -> float:
+    """Seconds since boot. What is promised to others (a lease) runs out while this machine sleeps, too: the monotonic
+    clock stands still meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @cache

@@ -54,7 +54,7 @@ class Agent:
         lease = await self.keeper.hold(UID)
         facts = await archived(self.ledger, ref(), lease, "op")
         request = ArchiveRequest(CLUSTER, ref(), facts.sequence, NODE_A, workspace(ref()))
-        self.store.archives[facts.sequence] = StoredArchive(request, {"a": "b"}, complete=True)
+        self.store.archives[facts.sequence] = StoredArchive(request, {"a": "b"}, {"a": "b"})
         await self.ledger.mark_purging(facts.sequence, lease)
         await self.keeper.release(UID)
 

@@ -101,7 +101,7 @@ class Starts:
     networks: Networks
     random: Random
     outcome: Outcome = field(default_factory=Outcome)
-    _retries: Retries = field(default_factory=Retries)
+    _retries: Retries = field(default_factory=lambda: Retries(now=lambda: 0.0))
     _alive: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(3 * AT_ONCE))
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(AT_ONCE))
     _coming: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -143,7 +143,7 @@ class Starts:
             try:
                 await attempt()
             except SandboxFailed as error:
-                failure = self._retries.failed(ref.uid, 1, step, error, now=0.0)
+                failure = self._retries.failed(ref.uid, 1, step, error)
                 self.outcome.failures[f"{step}: {error.reason}"] += 1
                 await asyncio.sleep((failure.retry_at or 0.0) * SHORTENED)
             else:

@@ -1,4 +1,4 @@
-"""The store's folders: names cannot lead elsewhere, files appear whole, and what is not good is kept aside."""
+"""The store's folders: names cannot lead elsewhere, and files appear whole."""
 
 from __future__ import annotations
 
@@ -45,21 +45,6 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
             pytest.fail("both have the lock")
         with layout.locked(other):
             pass
-
-
-def test_what_is_set_aside_counts_no_more_and_is_kept(tmp_path: Path) -> None:
-    with layout.open_folder(tmp_path, ()) as folder:
-        for content in ("first", "second"):
-            (tmp_path / "3.json").write_text(content)
-            (tmp_path / "3.tar.zst").write_text(content)
-            layout.set_aside(folder, 3)
-        assert layout.sequences_in(folder) == set()
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "3.json.quarantined-1": "first",
-        "3.tar.zst.quarantined-1": "first",
-        "3.json.quarantined-2": "second",
-        "3.tar.zst.quarantined-2": "second",
-    }
 
 
 def test_either_half_of_an_archive_is_listed_and_removed(tmp_path: Path) -> None:

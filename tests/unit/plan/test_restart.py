@@ -9,7 +9,8 @@ from tests.property.worlds import REF
 
 from perdure.api.conditions import Reason
 from perdure.api.runtime import RestartPolicy
-from perdure.plan.restart import HEALTHY_SECONDS, delay_after, judge
+from perdure.plan.restart import HEALTHY_SECONDS, counts_anew, delay_after, due_at, judge
+from perdure.plan.uptime import Uptime
 from perdure.plan.world import Exit, Halted, Record
 
 RECORD = Record(ref=REF, started_at=1000.0, restarts=4, failures_in_row=2)
@@ -46,3 +47,34 @@ def test_ten_minutes_of_life_begin_the_row_anew() -> None:
     assert judge(RECORD, ended, RestartPolicy.ALWAYS, "mark").failures_in_row == 1
     sooner = replace(ended, at=ended.at - 1)
     assert judge(RECORD, sooner, RestartPolicy.ALWAYS, "mark").failures_in_row == 3
+
+
+WAITING = replace(RECORD, failures_in_row=8, stopped_up=Uptime("boot", 50.0), next_start_at=2000.0 + delay_after(8))
+
+
+@pytest.mark.parametrize("by", [-3600.0, -10.0, 0.0])
+@pytest.mark.parametrize("elapsed", [0.0, 10.0, 63.0, 64.0, 100.0])
+def test_a_clock_that_is_set_back_delays_no_restart(by: float, elapsed: float) -> None:
+    now = 2000.0 + by + elapsed
+    at = due_at(WAITING, now, Uptime("boot", 50.0 + elapsed))
+    assert at == min(2000.0 + 64.0, now + 64.0 - elapsed)
+    assert (now >= at) is (elapsed >= 64.0)
+    assert not counts_anew(WAITING, now, Uptime("boot", 50.0 + elapsed))
+
+
+@pytest.mark.parametrize("uptime", [None, Uptime("another boot", 5.0)])
+def test_over_a_reboot_the_delay_is_counted_anew_and_once(uptime: Uptime | None) -> None:
+    now = 2000.0 - 3600.0
+    assert counts_anew(WAITING, now, uptime)
+    at = due_at(WAITING, now, uptime)
+    assert at == now + 64.0
+    noted = replace(WAITING, next_start_at=at)
+    for later in (now, now + 30.0, now + 64.0):
+        assert not counts_anew(noted, later, uptime)
+        assert due_at(noted, later, uptime) == at
+    assert not counts_anew(WAITING, 2000.0, uptime)
+
+
+def test_what_waits_for_nothing_has_no_time() -> None:
+    assert due_at(RECORD, 2000.0, None) is None
+    assert not counts_anew(RECORD, 2000.0, None)

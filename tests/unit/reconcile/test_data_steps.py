@@ -1,81 +1,169 @@
-"""Steps that lose no data: what is verified before a snapshot goes is verified under the operation's lease."""
+"""Before a layer goes, its archive was good minutes ago, for the same operation; else it is read again."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from tests.fakes.archives import FakeArchives, FakeStore
+from tests.fakes.cluster import ClusterState, FakeCluster
+from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
 from tests.fakes.guards import TrustingGuards
 from tests.fakes.journal import FakeJournal
 from tests.fakes.ledger import FakeAgentLedger, LedgerTables
-from tests.property.worlds import NODE, NODE_NAME, REF
+from tests.fakes.sandbox import FakeSandbox, SandboxState
+from tests.integration.ledger.samples import ref, workspace
 
-from perdure.api.names import ChainId, InstallationId, NodeId, OperationId
+from perdure.api.conditions import Reason
+from perdure.api.names import InstallationId, NodeId, NodeName, OperationId
 from perdure.plan.steps import Ground, RemoveWorkspace
-from perdure.plan.world import ArchiveFacts, Op, OpenOperation, Record, Source, Workspace
-from perdure.reconcile.data_steps import DataSteps
+from perdure.plan.world import ArchiveFacts, Op, OpenOperation, Record, SnapshotFacts, Source
+from perdure.reconcile.data_steps import VERIFIED_SECONDS, DataSteps
 from perdure.reconcile.hands import Hands, Place
-from perdure.reconcile.leases import LeaseKeeper, LeaseTimes
-from perdure.reconcile.ports.errors import LeaseBusy
+from perdure.reconcile.leases import LeaseKeeper
+from perdure.reconcile.outbox import Outbox
+from perdure.reconcile.ports.errors import PortError
 
-KEY = REF.snapshot_key(1)
-ARCHIVE = ArchiveFacts(
-    sequence=1,
-    kind=REF.kind,
-    namespace=REF.namespace,
-    name=REF.name,
-    uid=REF.uid,
-    store="default",
-    node_id=NODE,
-    snapshot_key=KEY,
-    image="image:1",
-    image_digest="sha256:1",
-    chain_id=ChainId("chain-1"),
-    sha256="0" * 64,
-    bytes=1,
-    entries=1,
-    uncompressed_bytes=1,
-    empty=False,
-)
+OURS, NODE, NODE_ID = InstallationId("installation"), NodeName("node"), NodeId("node-1")
+REF = ref()
+KEY = workspace(REF).key
+REMOVE = RemoveWorkspace(KEY, Ground.ARCHIVED)
+
+pytestmark = pytest.mark.looptime
 
 
-class Queue:
-    """A store in which a job never gets its turn."""
+class _Quiet:
+    """A probe that counts nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_: None
+
+
+class Bench:
+    """A stopped runtime with data, and a clean-up of it that is under way."""
 
     def __init__(self) -> None:
-        self.asked = asyncio.Event()
+        clock = asyncio.get_running_loop().time
+        self.store, self.machine, self.journal = FakeStore(), FakeMachine(), FakeJournal()
+        self.tables = LedgerTables(now=clock)
+        self.calls: Counter[str] = Counter()
+        ledger = FakeAgentLedger(NODE_ID, self.tables, monotonic=clock)
+        hands = Hands(
+            engine=FakeEngine(self.machine, OURS),
+            sandbox=FakeSandbox(SandboxState()),
+            archives=FakeArchives(self.store, self.machine, lambda name, _when: self.calls.update([name])),
+            journal=self.journal,
+            ledger=ledger,
+            cluster=FakeCluster(ClusterState(), NODE_ID),
+            leases=LeaseKeeper(ledger, TrustingGuards(), clock),
+            outbox=Outbox(self.journal, ledger, NODE),
+            probe=_Quiet(),
+        )
+        self.steps = DataSteps(hands, Place(OURS, NODE, NODE_ID))
+        space = replace(workspace(REF), prepared=True, ever_started=True)
+        facts = SnapshotFacts(KEY, space.n, space.chain_id, space.image, space.image_digest, None)
+        self.machine.snapshots[KEY] = FakeSnapshot(OURS, REF, facts, {"save": "level 3"})
+        self.first = Record(ref=REF, workspace=space)
 
-    async def verify(self, archive: ArchiveFacts) -> None:
-        self.asked.set()
-        await asyncio.Event().wait()
+    async def begin(self, operation: str) -> None:
+        known = self.journal.record(REF.uid) or self.first
+        open_ = OpenOperation(OperationId(operation), Op.CLEANUP, Source.AUTO_TTL, 0.0, None, committed=True)
+        await self.journal.commit(put=replace(known, operation=open_))
+
+    def archived(self) -> ArchiveFacts | None:
+        record = self.journal.record(REF.uid)
+        return record.workspace.archived if record is not None and record.workspace is not None else None
+
+    async def refused(self) -> PortError:
+        with pytest.raises(PortError) as refusal:
+            await self.steps.remove_workspace(REMOVE, REF)
+        assert KEY in self.machine.snapshots
+        return refusal.value
 
 
-@pytest.mark.looptime
-async def test_the_lease_is_kept_however_long_the_archive_waits_to_be_verified() -> None:
-    now = asyncio.get_running_loop().time
-    tables, queue, journal = LedgerTables(now=now), Queue(), FakeJournal()
-    ledger = FakeAgentLedger(NODE, tables)
-    hands = Hands(
-        engine=cast(Any, None),
-        sandbox=cast(Any, None),
-        archives=cast(Any, queue),
-        journal=journal,
-        ledger=ledger,
-        cluster=cast(Any, None),
-        leases=LeaseKeeper(ledger, TrustingGuards(), now),
-        outbox=cast(Any, None),
-        probe=cast(Any, None),
-    )
-    workspace = Workspace(KEY, 1, "image:1", "sha256:1", ChainId("chain-1"), archived=ARCHIVE)
-    operation = OpenOperation(OperationId("op-1"), Op.CLEANUP, Source.AUTO_TTL, 0.0)
-    await journal.commit(put=Record(REF, workspace=workspace, operation=operation))
-    steps = DataSteps(hands, Place(InstallationId("i"), NODE_NAME, NODE))
-    removing = asyncio.create_task(steps.remove_workspace(RemoveWorkspace(KEY, Ground.ARCHIVED), REF))
-    await queue.asked.wait()
-    await asyncio.sleep(10 * LeaseTimes().ttl_seconds)
-    with pytest.raises(LeaseBusy):
-        await FakeAgentLedger(NodeId("another"), tables).acquire(REF.uid, 60)
-    removing.cancel()
-    await asyncio.gather(removing, return_exceptions=True)
-    assert removing.cancelled()
+async def archived_bench() -> Bench:
+    bench = Bench()
+    await bench.begin("op-1")
+    await bench.steps.archive(REF)
+    return bench
+
+
+async def test_what_was_archived_just_now_is_not_read_again_and_the_layer_is_looked_at() -> None:
+    bench = await archived_bench()
+    await asyncio.sleep(VERIFIED_SECONDS - 1)
+    await bench.steps.remove_workspace(REMOVE, REF)
+    assert (bench.calls["archives.verify"], bench.calls["archives.compare"]) == (0, 1)
+    assert KEY not in bench.machine.snapshots
+
+
+@pytest.mark.parametrize("why", ["minutes ago", "for another operation"])
+async def test_an_archive_that_rotted_since_is_made_anew_before_anything_goes(why: str) -> None:
+    bench = await archived_bench()
+    rotten = bench.archived()
+    assert rotten is not None
+    if why == "minutes ago":
+        await asyncio.sleep(VERIFIED_SECONDS + 1)
+    else:
+        await bench.begin("op-2")
+    bench.store.archives[rotten.sequence].files["save"] = "l\0vel 3"
+    refusal = await bench.refused()
+    assert refusal.reason is Reason.ARCHIVE_CORRUPT
+    assert not refusal.blocks_data
+    assert bench.archived() is None
+    assert bench.tables.archives[rotten.sequence].state == "quarantined"
+    await bench.steps.archive(REF)
+    anew = bench.archived()
+    assert anew is not None
+    assert anew.sequence > rotten.sequence
+    await bench.steps.remove_workspace(REMOVE, REF)
+    assert bench.store.archives[anew.sequence].files == {"save": "level 3"}
+    assert KEY not in bench.machine.snapshots
+
+
+async def test_an_archive_that_is_not_in_its_store_any_more_is_waited_for() -> None:
+    """The store may not be mounted: it is no more believed to be empty than anything else is believed to be gone."""
+    bench = await archived_bench()
+    archive = bench.archived()
+    assert archive is not None
+    await asyncio.sleep(VERIFIED_SECONDS + 1)
+    away = bench.store.archives.pop(archive.sequence)
+    for _ in range(2):
+        assert (await bench.refused()).reason is Reason.ARCHIVE_NOT_REACHABLE
+        assert bench.archived() == archive
+    bench.store.archives[archive.sequence] = away
+    await bench.steps.remove_workspace(REMOVE, REF)
+    assert KEY not in bench.machine.snapshots
+
+
+async def test_a_layer_that_was_written_since_is_archived_anew_and_the_older_archive_stays() -> None:
+    bench = await archived_bench()
+    older = bench.archived()
+    assert older is not None
+    bench.machine.snapshots[KEY].files["save"] = "level 4"
+    assert (await bench.refused()).reason is Reason.ARCHIVE_FAILED
+    assert bench.archived() is None
+    await bench.steps.archive(REF)
+    newer = bench.archived()
+    assert newer is not None
+    assert [bench.tables.archives[one.sequence].state for one in (older, newer)] == ["verified", "verified"]
+    assert bench.store.archives[older.sequence].files == {"save": "level 3"}
+    assert bench.store.archives[newer.sequence].files == {"save": "level 4"}
+    await bench.steps.remove_workspace(REMOVE, REF)
+    assert KEY not in bench.machine.snapshots
+
+
+async def test_a_repetition_under_the_same_operation_ends_at_the_newest_of_its_archives() -> None:
+    """As after a crash before the journal had it."""
+    bench = await archived_bench()
+    for level in (4, 5):
+        bench.machine.snapshots[KEY].files["save"] = f"level {level}"
+        for _ in range(2):
+            await bench.journal.commit(put=bench.journal.records()[REF.uid])
+            await bench.steps.archive(REF)
+    newest = bench.archived()
+    assert newest is not None
+    assert newest.sequence == 3
+    assert [entry.state for entry in bench.tables.archives.values()] == ["verified"] * 3

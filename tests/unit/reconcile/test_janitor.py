@@ -31,7 +31,7 @@ class Bench:
         states: tuple[tuple[int, ArchiveState], ...] = ((7, "purging"), (8, "verified"))
         for sequence, state in states:
             request = ArchiveRequest(InstallationId("ours"), life, sequence, NODE, workspace(life))
-            self.store.archives[sequence] = StoredArchive(request, {}, True)
+            self.store.archives[sequence] = StoredArchive(request, {}, {})
             facts = archive_of(life, sequence, NODE, life.snapshot_key(1), image)
             self.tables.archives[sequence] = ArchiveEntry(facts, life, OperationId("preserve"), state)
         self.guards = Guards(self.journal)

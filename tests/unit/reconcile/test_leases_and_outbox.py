@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
@@ -32,6 +33,7 @@ from perdure.reconcile.ports.errors import (
 from perdure.reconcile.ports.journal import LedgerRow
 from perdure.reconcile.ports.ledger import Lease, LedgerIdentity
 from perdure.reconcile.retries import Retries
+from perdure.reconcile.uptime import boottime
 
 UID = Uid("uid-1")
 NODE = NodeId("node-1")
@@ -397,9 +399,52 @@ async def test_a_release_has_a_deadline_of_its_own() -> None:
     assert timed.now() - began == pytest.approx(RELEASE_SECONDS)
 
 
+async def test_an_effect_that_a_sleep_of_the_machine_made_late_does_not_count(
+    keeper: LeaseKeeper, clock: Clock
+) -> None:
+    """No timeout of the event loop goes on while the machine sleeps."""
+    with pytest.raises(PortError, match="was not done 10 s before the lease runs out") as late:
+        async with keeper.effect(UID):
+            clock.now += TTL_SECONDS - 9
+    assert late.value.reason is Reason.IN_PROGRESS
+    async with keeper.effect(UID):
+        clock.now += 10
+
+
+async def test_a_lease_runs_out_while_the_machine_sleeps(
+    tables: LedgerTables, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = [5000.0]
+    monkeypatch.setattr(
+        "perdure.reconcile.uptime.time.clock_gettime",
+        lambda which: slept[0] if which == time.CLOCK_BOOTTIME else 100.0,
+    )
+    keeper = LeaseKeeper(FakeAgentLedger(NODE, tables, monotonic=boottime), TrustingGuards())
+    first = await keeper.hold(UID)
+    assert first.expires_at == slept[0] + TTL_SECONDS
+    slept[0] += TTL_SECONDS + 1
+    clock.now += TTL_SECONDS + 1
+    tables.leases[UID].holder, tables.leases[UID].token = NodeId("node-2"), "theirs"
+    with pytest.raises(StaleFence):
+        await keeper.hold(UID)
+
+
+async def test_the_ledger_reckons_a_lease_by_the_clock_that_counts_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.reconcile.uptime.time.clock_gettime", lambda which: 1e6 + which)
+    database = Database("host=/nonexistent dbname=none")
+
+    async def answer(*_: object) -> dict[str, int]:
+        return {"fence": 3}
+
+    monkeypatch.setattr(database, "row", answer)
+    lease = await PostgresAgentLedger(database, InstallationId("cluster"), NODE).acquire(UID, 60.0)
+    assert lease.expires_at == 1e6 + time.CLOCK_BOOTTIME + 60.0
+
+
 @pytest.mark.looptime
 async def test_a_dead_holder_is_succeeded_within_a_second_after_its_time() -> None:
-    timed, retries = Timed(), Retries()
+    timed = Timed()
+    retries = Retries(now=timed.now)
     await FakeAgentLedger(NodeId("node-2"), timed.tables).acquire(UID, TTL_SECONDS)
     died = timed.now()
     while True:
@@ -407,7 +452,7 @@ async def test_a_dead_holder_is_succeeded_within_a_second_after_its_time() -> No
             await timed.keeper.hold(UID, 10)
             break
         except LeaseBusy as busy:
-            await asyncio.sleep(retries.failed(UID, 1, "Begin", busy, timed.now()).retry_at - timed.now())
+            await asyncio.sleep(retries.failed(UID, 1, "Begin", busy).retry_at - timed.now())
     assert TTL_SECONDS <= timed.now() - died <= TTL_SECONDS + 1
 
 

@@ -92,7 +92,7 @@ class Bench:
 
     def keep(self, sequence: int, uid: str = "gone", *, complete: bool = True) -> None:
         request = ArchiveRequest(OURS, ref(uid), sequence, NODE_ID, workspace(ref(uid)))
-        self.store.archives[sequence] = StoredArchive(request, {"a": "b"}, complete)
+        self.store.archives[sequence] = StoredArchive(request, {"a": "b"}, {"a": "b"} if complete else None)
 
     async def ask(self, request: str = "reindex/1") -> RequestStatus | None:
         self.cluster.node_annotations[NODE] = {names.ANNOTATION_REQUEST: request}

@@ -41,22 +41,28 @@ class StoredArchive:
 
 
 class Archives(Protocol):
-    """Stores of archives. Raises `StoreError` or `ArchiveCorrupt`."""
+    """Stores of archives. Raises `StoreError`, `ArchiveCorrupt` or `ArchiveOutdated`."""
 
     async def preflight(self, layer_bytes: int | None) -> None:
         """The store can be written and has room for `layer_bytes` (None: for a little)."""
 
     async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:
         """Write, fsync, read back and verify against the manifest and against an independent walk of the layer. Only
-        then does it return. An archive of the same sequence that is complete and verifies is returned as it is."""
+        then does it return. A finished archive of the same sequence is never touched: one that verifies and is of the
+        layer as it is now is returned as it is. Raises `ArchiveOutdated` for one of the layer as it was earlier, and
+        `ArchiveCorrupt` for a bad one: then another sequence is needed."""
 
     async def restore(self, archive: ArchiveFacts, layer: Layer) -> None:
         """Verify the hash that the catalogue knows, extract in a jail into staging, fsync, rename into place."""
 
     async def verify(self, archive: ArchiveFacts) -> None: ...
 
+    async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
+        """Hold the layer as it is now against the archive's manifest; the bytes are not read. Raises `ArchiveOutdated`
+        if anything in the layer was changed since the archive was made of it."""
+
     async def delete(self, archive: ArchiveFacts) -> None:
-        """Remove the manifest, then the bytes, also of what was set aside under this sequence. Not there: nothing."""
+        """Remove the manifest, then the bytes. Not there: nothing."""
 
     def survey(self, installation: InstallationId) -> AsyncIterator[StoredArchive]:
         """All that the store holds of this installation, one after the other, with what is odd there."""

@@ -83,6 +83,14 @@ class ArchiveCorrupt(PortError):
         super().__init__(message, reason=Reason.ARCHIVE_CORRUPT, blocks_data=True)
 
 
+class ArchiveOutdated(PortError):
+    """A layer was written since an archive was made of it. The archive is good and stays; the layer needs another one,
+    of another sequence."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=Reason.ARCHIVE_FAILED)
+
+
 class LedgerUnavailable(PortError):
     def __init__(self, message: str, *, reason: Reason = Reason.LEDGER_UNAVAILABLE) -> None:
         super().__init__(message, reason=reason)

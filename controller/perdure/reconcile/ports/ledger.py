@@ -37,7 +37,8 @@ class Lease:
     token: str
     fence: int
     expires_at: float
-    """On this process's monotonic clock, reckoned from before the request was sent: never later than the database's."""
+    """Seconds since this machine's boot, sleep among them, reckoned from before the request was sent: never later than
+    the database's."""
 
 
 @dataclass(frozen=True, slots=True)

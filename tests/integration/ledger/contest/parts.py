@@ -156,6 +156,9 @@ class WitnessedArchives(FakeArchives):
         if found.text != "whole":
             raise StoreError(f"archive {archive.sequence}: {found.text}", reason=Reason.STORE_UNAVAILABLE)
 
+    async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
+        """Nothing is written to what is stopped; the witness itself asks what is in the archive when a layer goes."""
+
 
 class QuietProbe:
     def reconciled(self, outcome: str, seconds: float) -> None: ...
