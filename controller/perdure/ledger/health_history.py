@@ -10,7 +10,7 @@ from psycopg import sql
 
 from perdure.api.names import Kind
 from perdure.ledger.database import Database
-from perdure.ledger.history import READER, HistoryQuery, conditions, in_utc, parameters
+from perdure.ledger.history import READER, HistoryQuery, conditions, in_utc, order, parameters
 
 _COLUMNS = (
     "id, uid, kind, namespace, name, node_name, container, event, probe, exit_code, message, happened_at, recorded_at"
@@ -38,13 +38,14 @@ class HealthHistoryRow:
 
 
 async def read_health(url: str, query: HistoryQuery) -> list[HealthHistoryRow]:
-    """Newest first. The query must ask for nothing that is of operations alone (operations, outcomes, sources, causes).
-    Raises `LedgerUnavailable`."""
-    where = " AND ".join(conditions(query)) or "true"
-    newest = sql.SQL(
-        f"SELECT {_COLUMNS} FROM health_events WHERE {where}"
-        " ORDER BY happened_at DESC, recorded_at DESC, id LIMIT %(limit)s"
-    )
+    """Newest first, as operations are. The query must ask for nothing that is of operations alone (operations, outcomes,
+    sources, causes). Raises `LedgerUnavailable`."""
     async with Database(url, READER) as database:
-        rows = await database.rows(f"reading the health of {query}", newest, parameters(query))
+        rows = await database.rows(f"reading the health of {query}", health_statement(query), parameters(query))
     return [msgspec.convert(in_utc(row), HealthHistoryRow) for row in rows]
+
+
+def health_statement(query: HistoryQuery) -> sql.SQL:
+    """The newest events."""
+    where = " AND ".join(conditions(query)) or "true"
+    return sql.SQL(f"SELECT {_COLUMNS} FROM health_events WHERE {where} ORDER BY {order(query)} LIMIT %(limit)s")

@@ -128,14 +128,19 @@ async def read_page(database: Database, query: HistoryQuery) -> list[HistoryRow]
 
 
 def page_statement(query: HistoryQuery) -> sql.SQL:
-    """The newest rows. There is an index for each of the two orders, so that only what is returned is read."""
-    order = "recorded_at" if query.name is None else "happened_at"
+    """The newest rows. There is an index for each order, so that only what is returned is read."""
+    where = " AND ".join([*conditions(query), *_outcome_conditions(query)]) or "true"
+    return sql.SQL(f"SELECT {COLUMNS} FROM operations WHERE {where} ORDER BY {order(query)} LIMIT %(limit)s")
+
+
+def order(query: HistoryQuery) -> str:
+    """Newest first, by the time that there is an index on for what is asked."""
+    column = "recorded_at" if query.name is None else "happened_at"
     if query.name is None and _UID_LENGTH > len(query.uid) >= _TELLING_LENGTH:
         # Few lives begin so: all of theirs are found by uid and put in order. Without this the planner, which cannot
         # know that, walks through everything by time until it has found enough of them.
-        order = f"{order} + interval '0'"
-    where = " AND ".join([*conditions(query), *_outcome_conditions(query)]) or "true"
-    return sql.SQL(f"SELECT {COLUMNS} FROM operations WHERE {where} ORDER BY {order} DESC, id DESC LIMIT %(limit)s")
+        column = f"{column} + interval '0'"
+    return f"{column} DESC, id DESC"
 
 
 def conditions(query: HistoryQuery) -> list[str]:

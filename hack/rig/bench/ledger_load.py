@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from psycopg import sql
 from psycopg.pq import Trace
@@ -18,6 +19,7 @@ from perdure.api.names import InstallationId, Kind, NamespaceUid, NodeId, NodeNa
 from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.database import Connection, Database, DatabaseSettings
+from perdure.ledger.health_history import health_statement
 from perdure.ledger.history import HistoryQuery, page_statement, parameters
 from perdure.plan.world import Op, Outcome, Source
 from perdure.reconcile.ports.journal import OperationFinished, OperationRow, OperationStarted
@@ -48,7 +50,13 @@ SELECT 'bench', md5(n::text), md5('uid-' || n % {names})::uuid::text, 'ns', 'Bot
        at, date_trunc('month', at AT TIME ZONE 'UTC')
   FROM generate_series(1, {rows}) AS n,
        LATERAL (SELECT now() - interval '{days} days' * (1 - n::double precision / {rows})) AS moment (at);
-ANALYZE operations
+SELECT make_health_months((now() - interval '{days} days')::date, now()::date);
+INSERT INTO health_events (installation, id, uid, namespace_uid, kind, namespace, name, node_name, container, event, message,
+                           happened_at, recorded_at, month)
+SELECT installation, id, uid, namespace_uid, kind, namespace, name, node_name, 'container', 'exited', message, started_at,
+       recorded_at, month
+  FROM operations WHERE installation = 'bench' AND id < '4';
+ANALYZE operations, health_events
 """
 
 
@@ -158,20 +166,28 @@ async def histories(url: str, rows: int, n: int) -> list[Row]:
 
         await database.run("filling in operations", work)
         found: list[Row] = []
-        for name, make in _QUESTIONS.items():
-            say(f"    {n} times: {name}")
-            found += await _ask(
-                database, name, make, n, f"EXPLAIN ANALYZE, {rows} operations of {DAYS} days, warm cache"
-            )
+        notes = f"EXPLAIN ANALYZE, {rows} operations of {DAYS} days and a quarter as many health events, warm cache"
+        for statement, questions in ((page_statement, _QUESTIONS), (health_statement, _HEALTH_QUESTIONS)):
+            for name, make in questions.items():
+                say(f"    {n} times: {name}")
+                found += await _ask(database, name, partial(_stated, statement, make), n, notes)
     return found
 
 
-async def _ask(database: Database, name: str, make: Callable[[], HistoryQuery], n: int, notes: str) -> list[Row]:
+Question = tuple[sql.SQL, Mapping[str, object]]
+
+
+def _stated(statement: Callable[[HistoryQuery], sql.SQL], make: Callable[[], HistoryQuery]) -> Question:
+    query = make()
+    return statement(query), parameters(query)
+
+
+async def _ask(database: Database, name: str, make: Callable[[], Question], n: int, notes: str) -> list[Row]:
     milliseconds = []
     for _ in range(n):
-        query = make()
-        explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + page_statement(query)
-        (row,) = await database.rows("explaining", sql.SQL(explain.as_string()), parameters(query))
+        statement, values = make()
+        explain = sql.SQL("EXPLAIN (ANALYZE, FORMAT JSON) ") + statement
+        (row,) = await database.rows("explaining", sql.SQL(explain.as_string()), values)
         plan = row["QUERY PLAN"][0] if not isinstance(row["QUERY PLAN"], str) else json.loads(row["QUERY PLAN"])[0]
         milliseconds.append(plan["Planning Time"] + plan["Execution Time"])
     return [
@@ -204,6 +220,7 @@ _QUESTIONS: dict[str, Callable[[], HistoryQuery]] = {
     "one life by the beginning of its uid": lambda: HistoryQuery(uid=_uid()[:8]),
     "everything, newest": HistoryQuery,
     "one namespace, newest": lambda: HistoryQuery(namespace=f"ns-{random.randrange(20)}"),
+    "a namespace that never was": lambda: HistoryQuery(namespace="never"),
     "everything, failures of a day": lambda: HistoryQuery(outcomes=("failure",), since=_ago(1), limit=1000),
     "everything, a usual source": lambda: HistoryQuery(sources=("node_event",)),
     "everything, a rare source": lambda: HistoryQuery(sources=("admin_cli",)),
@@ -211,4 +228,11 @@ _QUESTIONS: dict[str, Callable[[], HistoryQuery]] = {
     "everything, two sources": lambda: HistoryQuery(sources=("auto_ttl", "admin_cli")),
     "everything, a rare operation": lambda: HistoryQuery(ops=("purge",)),
     "everything, an outcome that never was": lambda: HistoryQuery(outcomes=("superseded",)),
+}
+_HEALTH_QUESTIONS: dict[str, Callable[[], HistoryQuery]] = {
+    "--health, one runtime": _named,
+    "--health, everything": HistoryQuery,
+    "--health, one namespace": lambda: HistoryQuery(namespace=f"ns-{random.randrange(20)}"),
+    "--health, a namespace that never was": lambda: HistoryQuery(namespace="never"),
+    "--health, one life by the beginning of its uid": lambda: HistoryQuery(uid=_uid()[:8]),
 }

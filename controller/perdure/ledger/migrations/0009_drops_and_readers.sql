@@ -102,3 +102,18 @@ BEGIN
     RETURN true;
 END
 $$;
+
+-- For people's questions. A quiet namespace, newest first, without walking through everybody else's rows.
+CREATE INDEX operations_by_namespace ON operations (namespace, recorded_at);
+CREATE INDEX health_events_by_namespace ON health_events (namespace, recorded_at);
+-- What is the name of the node with this id?
+CREATE INDEX bindings_by_node ON bindings (node_id, bound_at DESC);
+-- Lives by name; and, among all that ever were, those that are not over. None of these columns changes with a runtime's
+-- state: its row is still updated in place.
+CREATE INDEX runtimes_by_name ON runtimes (name, created_at DESC);
+CREATE INDEX runtimes_alive ON runtimes (kind) WHERE released_at IS NULL AND force_released_at IS NULL;
+CREATE INDEX runtimes_given_up ON runtimes (node_name) WHERE released_at IS NULL AND force_released_at IS NOT NULL;
+-- The catalogue: newest first, of one name or namespace, and what lies where.
+CREATE INDEX archives_by_begun ON archives (begun_at DESC, sequence DESC);
+CREATE INDEX archives_by_name ON archives (namespace, kind, name, begun_at DESC);
+CREATE INDEX archives_by_node ON archives (node_id, state) INCLUDE (bytes) WHERE state <> 'purged';
