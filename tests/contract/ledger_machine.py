@@ -235,7 +235,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if entry is None:
             return
         wanted = entry.state != "purged"
-        if self.write(self.agents[NODE_A].mark_purging(entry.facts.sequence, lease), lease, wanted=wanted):
+        if self.write(
+            self.agents[NODE_A].mark_purging(
+                next(of for of in REFS if of.uid == entry.facts.uid), entry.facts.sequence, lease
+            ),
+            lease,
+            wanted=wanted,
+        ):
             entry.state = "purging"
 
     @rule(which=some.integers(0, 5))

@@ -219,8 +219,17 @@ class Model:
                     if begun and not done and id_.startswith(f"{of.uid}/")
                 )
             ),
-            purgeable=tuple(entry.facts.sequence for entry in mine if entry.state != "purged"),
+            purgeable=tuple(
+                entry.facts.sequence
+                for entry in mine
+                if entry.state != "purged" and not self._is_later(entry.facts.uid, of.uid)
+            ),
         )
+
+    def _is_later(self, uid: Uid, than: Uid) -> bool:
+        """Whether that life was bound after the other one."""
+        bound = list(self.bindings)
+        return uid in bound and than in bound and bound.index(uid) > bound.index(than)
 
     def _put_away(self, uid: Uid) -> list[ArchiveFacts]:
         """Archives that hold the newest data of a life whose removal was seen to."""

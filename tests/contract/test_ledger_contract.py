@@ -327,7 +327,7 @@ async def test_nothing_is_written_under_a_lost_lease(rig: Rig) -> None:
     with pytest.raises(StaleFence):
         await ledger.finish_archive(archive(ref(), writing), lost)
     with pytest.raises(StaleFence):
-        await ledger.mark_purging(mine.sequence, lost)
+        await ledger.mark_purging(ref(), mine.sequence, lost)
     with pytest.raises(StaleFence):
         await ledger.put_away(mine.sequence, lost)
     with pytest.raises(StaleFence):
@@ -549,7 +549,7 @@ async def test_what_the_catalogue_knows_is_never_changed_by_what_lies_in_a_store
     lease = await ledger.acquire("key", TTL)
     verified, bad, purged = [await archived(ledger, ref(), lease, operation) for operation in "123"]
     await ledger.quarantine(bad.sequence, "the hash is wrong")
-    await ledger.mark_purging(purged.sequence, lease)
+    await ledger.mark_purging(ref(), purged.sequence, lease)
     expected = {
         verified: Catalogued.SAME,
         replace(verified, sha256="0" * 64): Catalogued.OTHER,
@@ -614,16 +614,38 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     await ledger.quarantine(bad.sequence, "the hash is wrong")
     await controller.record_retained(ref().namespace_uid, retained.object_name, True)
     expected = [verified.sequence, bad.sequence, empty.sequence, writing]
-    assert [facts.sequence for facts in await ledger.purgeable(ref().identity)] == expected
+    assert [facts.sequence for facts in await ledger.purgeable(ref())] == expected
     assert list((await known(ledger, ref("uid-9"))).purgeable) == expected
     with pytest.raises(PortError) as caught:
-        await ledger.mark_purging(retained.sequence, lease)
+        await ledger.mark_purging(ref(), retained.sequence, lease)
     assert caught.value.reason is Reason.PURGE_FAILED
     for sequence in expected:
-        await ledger.mark_purging(sequence, lease)
+        await ledger.mark_purging(ref(), sequence, lease)
         await ledger.mark_purged(sequence)
-    assert await ledger.purgeable(ref().identity) == ()
+    assert await ledger.purgeable(ref()) == ()
     assert [facts.sequence for facts in await ledger.archives(ref().identity, None)] == [retained.sequence]
+
+
+async def test_a_purge_spares_what_a_later_object_of_the_same_name_has(rig: Rig) -> None:
+    """The purge of the first hung; somebody took its finalizer off by hand and made the object anew."""
+    ledger, controller = rig.agent(), rig.controller()
+    first, second, third = ref("uid-1"), ref("uid-2"), ref("uid-3")
+    for life in (first, second):
+        await controller.bind(life, NAME_A, NODE_A, "image:1")
+    lease = await ledger.acquire("key", TTL)
+    older, newer = await archived(ledger, first, lease, "1"), await archived(ledger, second, lease, "2")
+    assert [facts.sequence for facts in await ledger.purgeable(first)] == [older.sequence]
+    assert list((await known(ledger, first)).purgeable) == [older.sequence]
+    assert await ledger.spared(first) == {newer.sequence}
+    with pytest.raises(PortError, match="marking archive") as caught:
+        await ledger.mark_purging(first, newer.sequence, lease)
+    assert caught.value.reason is Reason.PURGE_FAILED
+    await ledger.mark_purging(first, older.sequence, lease)
+    await ledger.mark_purged(older.sequence)
+    assert await ledger.purgeable(first) == ()
+    await controller.bind(third, NAME_A, NODE_A, "image:1")
+    assert [facts.sequence for facts in await ledger.purgeable(third)] == [newer.sequence]
+    assert await ledger.spared(third) == frozenset()
 
 
 async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_claims(rig: Rig) -> None:
@@ -639,7 +661,7 @@ async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_cl
         assert await known(ledger, forged, restore) == LedgerFacts()
         assert not (await controller.read(forged, restore)).archive_known
     assert await ledger.archives(forged.identity, None) == ()
-    assert await ledger.purgeable(forged.identity) == ()
+    assert await ledger.purgeable(forged) == ()
     await ledger.announce_removal(facts.sequence, lease)
     of_that_life = ref("uid-1", namespace="team-b")
     await ledger.apply([finished(ref("uid-1"), snapshot_key=facts.snapshot_key)], NAME_A)
@@ -657,8 +679,8 @@ async def test_a_purge_that_was_begun_is_finished_by_the_node_that_has_the_archi
         await rig.agent(NODE_B).mark_purged(there.sequence)
     assert caught.value.reason is Reason.PURGE_FAILED
     for facts in (here, there, anywhere):
-        await rig.agent(NODE_A).mark_purging(facts.sequence, lease)
-        await rig.agent(NODE_A).mark_purging(facts.sequence, lease)
+        await rig.agent(NODE_A).mark_purging(ref(), facts.sequence, lease)
+        await rig.agent(NODE_A).mark_purging(ref(), facts.sequence, lease)
     assert list(await rig.agent(NODE_B).purging(NODE_B)) == [there, anywhere]
     assert list((await known(rig.agent(), ref())).purgeable) == [here.sequence, there.sequence, anywhere.sequence]
     assert (await known(rig.agent(), ref())).latest is None
@@ -672,7 +694,7 @@ async def test_an_operation_whose_archive_was_purged_under_it_begins_another(rig
     ledger = rig.agent()
     lease = await ledger.acquire("key", TTL)
     first = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
-    await ledger.mark_purging(first, lease)
+    await ledger.mark_purging(ref(), first, lease)
     with pytest.raises(LedgerUnavailable, match="being written"):
         await ledger.finish_archive(archive(ref(), first), lease)
     second = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
@@ -686,7 +708,7 @@ async def test_a_purged_archive_is_gone_for_good_and_its_object_is_taken_down(ri
     first, second = [await archived(ledger, ref(), lease, operation) for operation in ("1", "2")]
     await controller.published(first.sequence, first.object_name)
     for facts in (first, second):
-        await ledger.mark_purging(facts.sequence, lease)
+        await ledger.mark_purging(ref(), facts.sequence, lease)
         assert await controller.purged(10) == ()
     for facts in (first, second):
         await ledger.mark_purged(facts.sequence)
@@ -721,7 +743,7 @@ async def test_archives_without_their_objects_are_read_by_pages_and_of_one_life(
     assert list(await controller.unpublished(1, of=ref("uid-2", name="other"))) == [other]
     assert list(await controller.unpublished(1, after=mine.sequence, of=ref())) == [also_mine]
     for facts in (mine, other, also_mine):
-        await ledger.mark_purging(facts.sequence, lease)
+        await ledger.mark_purging(ref(), facts.sequence, lease)
         await ledger.mark_purged(facts.sequence)
     assert list(await controller.purged(2)) == [mine, other]
     assert list(await controller.purged(2, after=other.sequence)) == [also_mine]

@@ -59,7 +59,7 @@ AMOUNTS = NodeAmounts(cpu="8", memory="8Gi")
 READS = frozenset(
     {
         *("ledger.identity", "ledger.facts", "ledger.read", "ledger.unpublished", "ledger.purged"),
-        *("ledger.purging", "ledger.purgeable", "ledger.archives", "ledger.abandoned_ports"),
+        *("ledger.purging", "ledger.purgeable", "ledger.spared", "ledger.abandoned_ports"),
         *("archives.preflight", "archives.verify", "archives.compare", "archives.list"),
         *("engine.usage", "engine.layer", "engine.wait_task", "engine.execute"),
     }

@@ -167,13 +167,26 @@ class LedgerTables:
             if entry.state == "verified" and entry.ref.identity == identity
         ]
 
-    def purgeable(self, identity: Identity) -> list[ArchiveEntry]:
+    def purgeable(self, ref: RuntimeRef) -> list[ArchiveEntry]:
         """Of the identity, oldest first."""
         return [
             entry
             for _, entry in sorted(self.archives.items())
-            if entry.state != "purged" and not entry.facts.retain and entry.ref.identity == identity
+            if entry.state != "purged" and entry.ref.identity == ref.identity and not self.is_spared(entry, ref.uid)
         ]
+
+    def spared(self, ref: RuntimeRef) -> frozenset[int]:
+        return frozenset(
+            sequence
+            for sequence, entry in self.archives.items()
+            if entry.state != "purged" and entry.ref.identity == ref.identity and self.is_spared(entry, ref.uid)
+        )
+
+    def is_spared(self, entry: ArchiveEntry, uid: Uid) -> bool:
+        """From a purge of that life: to be retained, or of a life that was bound later."""
+        bound = list(self.bindings)
+        both = uid in self.bindings and entry.facts.uid in self.bindings
+        return entry.facts.retain or (both and bound.index(entry.facts.uid) > bound.index(uid))
 
     def unfinished(self, uid: Uid) -> tuple[OperationId, ...]:
         """Oldest first."""
@@ -285,7 +298,7 @@ class FakeAgentLedger(_Fake):
                 ),
                 put_away=self.tables.put_away(ref),
                 unfinished=self.tables.unfinished(ref.uid),
-                purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref.identity)),
+                purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref)),
             )
         )
 
@@ -502,9 +515,13 @@ class FakeAgentLedger(_Fake):
             if node is None or entry.facts.node_id is None or entry.facts.node_id == node
         )
 
-    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
+    async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
         self._before("purgeable")
-        return tuple(entry.facts for entry in self.tables.purgeable(identity))
+        return tuple(entry.facts for entry in self.tables.purgeable(ref))
+
+    async def spared(self, ref: RuntimeRef) -> frozenset[int]:
+        self._before("spared")
+        return self.tables.spared(ref)
 
     async def announce_removal(self, sequence: int, lease: Lease) -> None:
         self._before("announce_removal")
@@ -532,11 +549,11 @@ class FakeAgentLedger(_Fake):
         entry.put_away = True
         self._after("put_away")
 
-    async def mark_purging(self, sequence: int, lease: Lease) -> None:
+    async def mark_purging(self, ref: RuntimeRef, sequence: int, lease: Lease) -> None:
         self._before("mark_purging")
         self._check(lease)
         entry = self.tables.archives.get(sequence)
-        if entry is None or entry.state == "purged" or entry.facts.retain:
+        if entry is None or entry.state == "purged" or self.tables.is_spared(entry, ref.uid):
             raise PortError(f"marking archive {sequence} for its purge: not to be purged", reason=Reason.PURGE_FAILED)
         entry.state = "purging"
         self._after("mark_purging")

@@ -273,27 +273,39 @@ class PostgresAgentLedger:
     async def _archives_of(
         self, identity: Identity, what: str, statement: sql.SQL, more: dict[str, object]
     ) -> Sequence[ArchiveFacts]:
-        parameters = {
+        rows = await self._database.rows(
+            f"listing {what} of {identity.kind} {identity.namespace}/{identity.name}",
+            statement,
+            {**self._identity_parameters(identity), **more},
+        )
+        return tuple(map(catalogue.archive_facts, rows))
+
+    def _identity_parameters(self, identity: Identity) -> dict[str, object]:
+        return {
             "installation": self._installation,
             "namespace_uid": identity.namespace_uid,
             "namespace": identity.namespace,
             "kind": identity.kind,
             "name": identity.name,
-            **more,
         }
-        rows = await self._database.rows(
-            f"listing {what} of {identity.kind} {identity.namespace}/{identity.name}", statement, parameters
-        )
-        return tuple(map(catalogue.archive_facts, rows))
 
-    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
+    async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
         """Oldest first."""
-        return await self._archives_of(identity, "purgeable archives", catalogue.PURGEABLE, {})
+        return await self._archives_of(ref.identity, "purgeable archives", catalogue.PURGEABLE, {"uid": ref.uid})
 
-    async def mark_purging(self, sequence: int, lease: Lease) -> None:
-        """Raises `PortError(PurgeFailed)` for an archive that is purged already or is to be retained by now."""
+    async def spared(self, ref: RuntimeRef) -> frozenset[int]:
+        rows = await self._database.rows(
+            f"listing what a purge of {ref} spares",
+            catalogue.SPARED,
+            {**self._identity_parameters(ref.identity), "uid": ref.uid},
+        )
+        return frozenset(row["sequence"] for row in rows)
+
+    async def mark_purging(self, ref: RuntimeRef, sequence: int, lease: Lease) -> None:
+        """Raises `PortError(PurgeFailed)` for an archive that is purged already, is to be retained by now, or is of a later
+        life."""
         doing = f"marking archive {sequence} for its purge"
-        parameters = {"installation": self._installation, "sequence": sequence}
+        parameters = {"installation": self._installation, "sequence": sequence, "uid": ref.uid}
         row = await self._fenced(doing, catalogue.MARK_PURGING, parameters, lease)
         if not row["done"]:
             raise PortError(f"{doing}: the catalogue has it as {row['state'] or 'unknown'}", reason=Reason.PURGE_FAILED)

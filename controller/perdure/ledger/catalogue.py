@@ -25,6 +25,14 @@ installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND namesp
 """.strip()
 """The index has no column for the namespace's name: its uid says as much, and the name of what it finds is compared."""
 
+_OF_A_LATER_LIFE = """
+EXISTS (SELECT FROM bindings AS later
+          JOIN bindings AS this ON this.installation = later.installation AND this.uid = %(uid)s
+         WHERE later.installation = archives.installation AND later.uid = archives.uid AND later.bound_at > this.bound_at)
+""".strip()
+"""Of an object of the same name that was made after that with the uid: a purge of the older one, which may have hung for
+days, was never meant for its data."""
+
 BEGIN = sql.SQL(f"""
 WITH {HELD}
 INSERT INTO archives (
@@ -92,10 +100,11 @@ WITH {HELD}, purging AS (
     UPDATE archives SET state = 'purging', purging_at = COALESCE(purging_at, now())
       FROM held
      WHERE installation = %(installation)s AND sequence = %(sequence)s AND state <> 'purged' AND NOT retain
+       AND NOT {_OF_A_LATER_LIFE}
     RETURNING sequence
 )
 SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM purging) AS done,
-       (SELECT CASE WHEN retain THEN 'retained' ELSE state END
+       (SELECT CASE WHEN retain THEN 'retained' WHEN {_OF_A_LATER_LIFE} THEN 'that of a later life' ELSE state END
           FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
 """)
 
@@ -108,8 +117,14 @@ RETURNING sequence
 PURGEABLE = sql.SQL(f"""
 SELECT * FROM archives
  WHERE {_OF_THE_IDENTITY}
-   AND state <> 'purged' AND NOT retain
+   AND state <> 'purged' AND NOT retain AND NOT {_OF_A_LATER_LIFE}
  ORDER BY sequence
+""")
+
+SPARED = sql.SQL(f"""
+SELECT sequence FROM archives
+ WHERE {_OF_THE_IDENTITY}
+   AND state <> 'purged' AND (retain OR {_OF_A_LATER_LIFE})
 """)
 
 PURGING = sql.SQL("""
@@ -255,11 +270,10 @@ SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapsho
               WHERE forgotten.installation = %(installation)s AND forgotten.uid = %(uid)s
                 AND forgotten.finished_at IS NULL AND forgotten.started_at IS NOT NULL
               ORDER BY forgotten.started_at, forgotten.id) AS unfinished,
-       ARRAY(SELECT old.sequence FROM archives AS old
-              WHERE old.installation = %(installation)s AND old.namespace_uid = %(namespace_uid)s
-                AND old.namespace = %(namespace)s AND old.kind = %(kind)s AND old.name = %(name)s
-                AND old.state <> 'purged' AND NOT old.retain
-              ORDER BY old.sequence) AS purgeable
+       ARRAY(SELECT sequence FROM archives
+              WHERE {_OF_THE_IDENTITY}
+                AND state <> 'purged' AND NOT retain AND NOT {_OF_A_LATER_LIFE}
+              ORDER BY sequence) AS purgeable
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
   LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s

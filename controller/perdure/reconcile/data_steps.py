@@ -238,14 +238,15 @@ class DataSteps:
     async def purge_archives(self, ref: RuntimeRef) -> None:
         """Delete what is here, leave what is elsewhere to its node, and prove by listing that nothing is left here."""
         archives = self._hands.archives
-        kept = {facts.sequence for facts in await self._hands.ledger.archives(ref.identity, None) if facts.retain}
-        for facts in await self._hands.ledger.purgeable(ref.identity):
+        for facts in await self._hands.ledger.purgeable(ref):
             lease = await self._hands.leases.hold(ref.uid)
-            await self._hands.ledger.mark_purging(facts.sequence, lease)
+            await self._hands.ledger.mark_purging(ref, facts.sequence, lease)
             if facts.node_id in (None, self._place.node_id):
                 await archives.delete(facts)
                 await self._hands.ledger.mark_purged(facts.sequence)
-        left = set(await archives.list(self._place.installation, ref)) - kept
+        listed = frozenset(await archives.list(self._place.installation, ref))
+        # Asked after the list: what is written meanwhile has its row before its first byte.
+        left = listed - await self._hands.ledger.spared(ref)
         if left:
             raise PortError(
                 f"purging the archives of {ref}: {sorted(left)} are still in the store and not in the catalogue; "
@@ -253,7 +254,7 @@ class DataSteps:
                 reason=Reason.PURGE_FAILED,
                 blocks_data=True,
             )
-        elsewhere = await self._hands.ledger.purgeable(ref.identity)
+        elsewhere = await self._hands.ledger.purgeable(ref)
         if elsewhere:
             raise PortError(
                 f"purging the archives of {ref}: {len(elsewhere)} are on other nodes, whose agents delete them",

@@ -55,7 +55,7 @@ class Agent:
         facts = await archived(self.ledger, ref(), lease, "op")
         request = ArchiveRequest(CLUSTER, ref(), facts.sequence, NODE_A, workspace(ref()))
         self.store.archives[facts.sequence] = StoredArchive(request, {"a": "b"}, {"a": "b"})
-        await self.ledger.mark_purging(facts.sequence, lease)
+        await self.ledger.mark_purging(ref(), facts.sequence, lease)
         await self.keeper.release(UID)
 
 

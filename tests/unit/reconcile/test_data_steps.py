@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.fakes.archives import FakeArchives, FakeStore
+from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
 from tests.fakes.guards import TrustingGuards
 from tests.fakes.journal import FakeJournal
-from tests.fakes.ledger import FakeAgentLedger, LedgerTables
+from tests.fakes.ledger import ArchiveEntry, FakeAgentLedger, LedgerTables
 from tests.fakes.sandbox import FakeSandbox, SandboxState
-from tests.integration.ledger.samples import ref, workspace
+from tests.integration.ledger.samples import archive, ref, workspace
 
 from perdure.api.conditions import Reason
 from perdure.api.names import InstallationId, NodeId, NodeName, OperationId
@@ -25,7 +25,9 @@ from perdure.reconcile.data_steps import VERIFIED_SECONDS, DataSteps
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.outbox import Outbox
+from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.errors import PortError
+from perdure.reconcile.ports.ledger import Binding
 
 OURS, NODE, NODE_ID = InstallationId("installation"), NodeName("node"), NodeId("node-1")
 REF = ref()
@@ -167,3 +169,18 @@ async def test_a_repetition_under_the_same_operation_ends_at_the_newest_of_its_a
     assert newest is not None
     assert newest.sequence == 3
     assert [entry.state for entry in bench.tables.archives.values()] == ["verified"] * 3
+
+
+async def test_a_purge_that_comes_late_spares_what_an_object_made_anew_has() -> None:
+    """Its node was away, somebody took the finalizer off by hand, and the new one's data is in an archive alone."""
+    bench = Bench()
+    later = ref("made-anew")
+    for sequence, life in ((7, REF), (9, later)):
+        bench.tables.bindings[life.uid] = Binding(life.uid, NODE, NODE_ID)
+        facts = archive(life, sequence, node=NODE_ID)
+        bench.tables.archives[sequence] = ArchiveEntry(facts, life, OperationId(f"op-{sequence}"), "verified")
+        request = ArchiveRequest(OURS, life, sequence, NODE_ID, workspace(life))
+        bench.store.archives[sequence] = StoredArchive(request, {"save": life.uid}, {"save": life.uid})
+    await bench.steps.purge_archives(REF)
+    assert {sequence: entry.state for sequence, entry in bench.tables.archives.items()} == {7: "purged", 9: "verified"}
+    assert set(bench.store.archives) == {9}

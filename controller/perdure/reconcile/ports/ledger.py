@@ -143,11 +143,15 @@ class AgentLedger(Protocol):
     async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
         """Verified archives of the identity (readable on `node`, if given), oldest first."""
 
-    async def purgeable(self, identity: Identity) -> Sequence[ArchiveFacts]:
-        """Archives of the identity in any state but purged, without those to be retained; wherever they are."""
+    async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
+        """Archives of the identity in any state but purged, wherever they are, without those to be retained and those of lives
+        that were bound after `ref`: somebody made the object anew since its purge was asked for."""
 
-    async def mark_purging(self, sequence: int, lease: Lease) -> None:
-        """A person wants it gone; the agent of the node that holds it deletes it."""
+    async def spared(self, ref: RuntimeRef) -> frozenset[int]:
+        """Sequences of those: what a purge of `ref` leaves in its stores."""
+
+    async def mark_purging(self, ref: RuntimeRef, sequence: int, lease: Lease) -> None:
+        """A person wants it gone with `ref`; the agent of the node that holds it deletes it."""
 
     async def purging(self, node: NodeId) -> Sequence[ArchiveFacts]:
         """What other nodes' purges left for this one to delete."""
