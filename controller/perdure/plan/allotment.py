@@ -36,6 +36,9 @@ class PortRange:
         yield from range(start, self.last + 1)
         yield from range(self.first, start)
 
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number <= self.last
+
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
 
@@ -108,6 +111,22 @@ class Exhausted:
     """Nothing in the range is free for this port."""
 
     port: RuntimePort
+
+
+def refused_by_pod_security(spec: RuntimeSpec, enforced: str, within: PortRange) -> Refused | None:
+    """Pod Security from `baseline` on forbids Pods the node's ports but for those that the cluster's administrator lists
+    (https://kubernetes.io/docs/concepts/security/pod-security-standards): here these are the range."""
+    if enforced not in ("baseline", "restricted"):
+        return None
+    for port in spec.ports:
+        if port.host_port is not None and port.host_port not in within:
+            return Refused(
+                Reason.POD_SECURITY,
+                f"port {port.name} asks for number {port.host_port} of the node, and its namespace enforces Pod Security "
+                f"{enforced}: there only numbers of {within} (--port-range of the controller) are given; ask for one of "
+                "them, or for a Dynamic port",
+            )
+    return None
 
 
 def transports(protocol: PortProtocol) -> tuple[Transport, ...]:

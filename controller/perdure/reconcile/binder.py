@@ -16,7 +16,14 @@ from perdure.api.conditions import ConditionType, Reason, Truth
 from perdure.api.names import ANNOTATION_HOST_PORTS, NamespaceUid, NodeId, NodeName, RuntimeRef, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import Condition, Runtime, RuntimeStatus
-from perdure.plan.allotment import DEFAULT_RANGE, PortDemand, PortRange, are_published, wanted_ports
+from perdure.plan.allotment import (
+    DEFAULT_RANGE,
+    PortDemand,
+    PortRange,
+    are_published,
+    refused_by_pod_security,
+    wanted_ports,
+)
 from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
 from perdure.plan.certainty import Absent
 from perdure.plan.view import archive_name
@@ -125,7 +132,8 @@ class Binder:
         row = await self._office.ledger.read(ref, runtime.spec.restore)
         if row.binding is None and runtime.node_id is not None:
             await self._tell_of_claim(runtime)
-        answer = await self._place(runtime, ref, row)
+        forbidden = refused_by_pod_security(runtime.spec, namespace.enforce, self._office.ports_within)
+        answer = forbidden or await self._place(runtime, ref, row)
         if isinstance(answer, Binding):
             await self._publish(runtime, answer, namespace)
             return

@@ -106,6 +106,20 @@ async def test_ports_come_with_the_binding_in_one_write(desk: Desk) -> None:
     assert desk.calls == ["ledger.read", "ledger.bind", "cluster.bind"]
 
 
+@pytest.mark.parametrize("enforce", ["baseline", "restricted"])
+async def test_where_pod_security_is_enforced_only_numbers_of_the_range_are_given(desk: Desk, enforce: str) -> None:
+    desk.state.create_namespace("ns", enforce=enforce)
+    runtime = await desk.bound("castle", GAME, RCON)
+    assert runtime.node_id is None
+    (scheduled,) = (one for one in runtime.status.conditions if one.type == "Scheduled")
+    assert scheduled.reason == Reason.POD_SECURITY
+    assert "port rcon asks for number 9000" in scheduled.message
+    assert desk.reserved() == set()
+    desk.edit("castle", GAME, msgspec.structs.replace(RCON, host_port=7001))
+    await desk.binder.handle(runtime.uid)
+    assert desk.runtime("castle").annotations[ANNOTATION_HOST_PORTS] == '{"game":7000,"rcon":7001}'
+
+
 async def test_what_is_as_it_should_be_costs_nothing(desk: Desk) -> None:
     await desk.bound("castle", GAME, RCON)
     assert await desk.handled("castle") == []
