@@ -12,7 +12,7 @@ from tests.fakes.ledger import FakeAgentLedger, FakeControllerLedger, LedgerTabl
 from tests.integration.ledger.roles import documented_roles
 from tests.integration.ledger.samples import NODE_A, TTL, schema_is_ours
 
-from perdure.api.names import InstallationId, NodeId, RuntimeRef
+from perdure.api.names import InstallationId, NodeId, OperationId, RuntimeRef
 from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
 from perdure.ledger.controller import PostgresControllerLedger
@@ -21,6 +21,7 @@ from perdure.ledger.migrate import migrate
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
+TROUBLE = sql.SQL("SELECT error_code, message, finished_at FROM operations WHERE id = %(id)s")
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
 
 HEALTH_EVENTS = sql.SQL("SELECT uid, event, probe, exit_code, message FROM health_events ORDER BY happened_at")
@@ -40,6 +41,9 @@ class Rig(Protocol):
 
     async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
         """What the ledger has as a runtime's state, and how many moves it refused."""
+
+    async def trouble(self, operation: OperationId) -> tuple[str, str, bool]:
+        """Error code and message of an operation, and whether it is over; empty where there is none."""
 
 
 class PostgresRig:
@@ -67,6 +71,11 @@ class PostgresRig:
         assert row is not None
         return Phase(row["actual_state"]) if row["actual_state"] else None, row["refused"]
 
+    async def trouble(self, operation: OperationId) -> tuple[str, str, bool]:
+        row = await self._database.row("reading an operation", TROUBLE, {"id": operation})
+        assert row is not None
+        return row["error_code"] or "", row["message"] or "", row["finished_at"] is not None
+
 
 class FakeRig:
     def __init__(self) -> None:
@@ -89,6 +98,10 @@ class FakeRig:
     async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
         runtime = self._tables.runtime(ref)
         return runtime.state, runtime.refused
+
+    async def trouble(self, operation: OperationId) -> tuple[str, str, bool]:
+        entry = self._tables.operations[operation]
+        return entry.error_code, entry.message, entry.finished_at is not None
 
 
 @pytest.fixture(

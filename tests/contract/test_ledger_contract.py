@@ -15,6 +15,7 @@ from tests.integration.ledger.samples import (
     TTL,
     archive,
     archived,
+    failing,
     finished,
     ref,
     started,
@@ -108,6 +109,21 @@ async def test_that_there_was_data_is_never_forgotten(rig: Rig) -> None:
     await ledger.apply([finished(ref(), 4, snapshot_key="key-2")], NAME_A)
     await ledger.apply([finished(ref(), 3, snapshot_key="key-0")], NAME_A)
     assert (await known(ledger, ref())).data_seen == "key-2"
+
+
+async def test_why_an_operation_does_not_end_is_told_until_it_ends(rig: Rig) -> None:
+    ledger = rig.agent()
+    id_ = started(ref()).id
+    await ledger.apply([failing(ref(), error_code="StoreFull", message="too early")], NAME_A)
+    await ledger.apply([started(ref(), op=Op.CLEANUP)], NAME_A)
+    assert await rig.trouble(id_) == ("", "", False)
+    for code, message in (("StoreFull", "no room"), ("StoreUnavailable", "no disk"), ("StoreUnavailable", "no disk")):
+        await ledger.apply([failing(ref(), error_code=code, message=message)], NAME_A)
+        assert await rig.trouble(id_) == (code, message, False)
+    await ledger.apply([finished(ref(), after=Phase.REMOVED)], NAME_A)
+    assert await rig.trouble(id_) == ("", "", True)
+    await ledger.apply([failing(ref(), error_code="StoreFull", message="too late")], NAME_A)
+    assert await rig.trouble(id_) == ("", "", True)
 
 
 async def test_the_newest_data_is_that_of_the_later_generation_also_when_the_clock_was_set_back(rig: Rig) -> None:

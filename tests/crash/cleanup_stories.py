@@ -91,11 +91,13 @@ def set_clock(by: float) -> Act:
 
 
 def cannot_be_archived(survivors: Survivors) -> bool:
-    """It is stopped, all of it is still there, and a condition says why."""
+    """It is stopped, all of it is still there, and a condition says why, as does the ledger."""
     preserved_ = condition(survivors, "Preserved")
+    told = {row.error_code for row in survivors.tables.operations.values() if row.finished_at is None}
     return (
         in_phase("Stopped")(survivors)
         and preserved_ == ("False", "StoreUnavailable")
+        and told == {"StoreUnavailable"}
         and bool(survivors.machine.snapshots and survivors.machine.containers)
     )
 

@@ -44,7 +44,13 @@ from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Op, Outcome, Source, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused, StaleFence
-from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import (
+    HealthRow,
+    LedgerRow,
+    OperationFailing,
+    OperationFinished,
+    OperationStarted,
+)
 from perdure.reconcile.ports.ledger import Binding, BoundRow, Catalogued, Lease, LedgerIdentity
 
 LAST_MOMENT = 9_224_318_016_000.0
@@ -313,6 +319,10 @@ class FakeAgentLedger(_Fake):
                 self._start(row, None)
             elif isinstance(row, HealthRow):
                 self.tables.health_events.setdefault(row.id, row)
+            elif isinstance(row, OperationFailing):
+                entry = self.tables.operations.get(row.id)
+                if entry is not None and entry.finished_at is None:
+                    entry.error_code, entry.message = row.error_code, row.message
             elif self._finish(row, None):
                 self._move(row, release=False)
         self._after("apply")

@@ -115,3 +115,5 @@ def _under_way(overview: Overview) -> None:
         since = duration(overview.at - oldest.started_at)
         runtime = f"{oldest.kind.short}/{oldest.name} -n {oldest.namespace}"
         click.echo(f"; for longest: {oldest.op or '?'} of {runtime} on {oldest.node_name or '-'}, since {since}")
+        if oldest.error_code is not None:
+            click.echo(f"  {oldest.error_code}: {oldest.message}")

@@ -13,7 +13,14 @@ import msgspec
 
 from perdure.api.names import Uid
 from perdure.plan.world import Record
-from perdure.reconcile.ports.journal import HealthRow, LedgerRow, NodeMemory, OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import (
+    HealthRow,
+    LedgerRow,
+    NodeMemory,
+    OperationFailing,
+    OperationFinished,
+    OperationStarted,
+)
 
 _ROWS_PER_ENTRY = 100
 
@@ -24,6 +31,7 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
     started: OperationStarted | None = None
     finished: OperationFinished | None = None
     health: HealthRow | None = None
+    failing: OperationFailing | None = None
 
     @staticmethod
     def of(row: LedgerRow) -> Row:
@@ -35,12 +43,14 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True):
                 return Row(finished=replace(row, message=_storable(row.message)))
             case HealthRow():
                 return Row(health=replace(row, message=_storable(row.message)))
+            case OperationFailing():
+                return Row(failing=replace(row, message=_storable(row.message)))
 
     @property
     def it(self) -> LedgerRow:
-        row = self.started or self.finished or self.health
+        row = self.started or self.finished or self.health or self.failing
         if row is None:
-            raise ValueError("a row of the journal is neither a started nor a finished operation, nor a health event")
+            raise ValueError("a row of the journal is neither of an operation nor a health event")
         return row
 
 

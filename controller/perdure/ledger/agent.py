@@ -31,7 +31,13 @@ from perdure.plan.certainty import Certain, Present, Unknown
 from perdure.plan.operations import entry_operation_id
 from perdure.plan.world import ArchiveFacts, Bound, LedgerFacts, Workspace
 from perdure.reconcile.ports.errors import LeaseBusy, LedgerUnavailable, PortError, RowRefused
-from perdure.reconcile.ports.journal import HealthRow, LedgerRow, OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import (
+    HealthRow,
+    LedgerRow,
+    OperationFailing,
+    OperationFinished,
+    OperationStarted,
+)
 from perdure.reconcile.ports.ledger import Binding, Catalogued, Lease, LedgerIdentity
 from perdure.reconcile.uptime import boottime
 
@@ -109,6 +115,8 @@ class PostgresAgentLedger:
         match row:
             case OperationStarted():
                 return operations.STARTED, operations.started_parameters(self._installation, row, node)
+            case OperationFailing():
+                return operations.FAILING, operations.failing_parameters(self._installation, row)
             case OperationFinished():
                 return operations.FINISHED, operations.finished_parameters(self._installation, row, node, release=False)
             case HealthRow():

@@ -12,7 +12,7 @@ from psycopg import sql
 
 from perdure.api.names import InstallationId, NodeName, RuntimeRef
 from perdure.ledger.leases import HELD
-from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import OperationFailing, OperationFinished, OperationStarted
 
 _STARTED_VALUES = """
     %(installation)s, %(id)s, %(uid)s, %(namespace_uid)s, %(kind)s, %(namespace)s, %(name)s, %(node_name)s,
@@ -113,6 +113,13 @@ FINISH = sql.SQL(
 try may have closed the operation without the release."""
 
 
+FAILING = sql.SQL("""
+UPDATE operations SET error_code = %(error_code)s, message = %(message)s
+ WHERE installation = %(installation)s AND id = %(id)s AND month = operation_month(%(installation)s, %(id)s, %(at)s)
+   AND finished_at IS NULL
+""")
+
+
 def started_parameters(installation: InstallationId, row: OperationStarted, node: NodeName) -> dict[str, object]:
     return {
         **identity_parameters(installation, row.ref),
@@ -124,6 +131,16 @@ def started_parameters(installation: InstallationId, row: OperationStarted, node
         "image": row.image or None,
         "correlation": row.correlation or None,
         "at": row.at,
+    }
+
+
+def failing_parameters(installation: InstallationId, row: OperationFailing) -> dict[str, object]:
+    return {
+        "installation": installation,
+        "id": row.id,
+        "at": row.at,
+        "error_code": row.error_code,
+        "message": row.message,
     }
 
 

@@ -22,13 +22,19 @@ SELECT now() AS at,
             WHERE released_at IS NULL AND force_released_at IS NULL GROUP BY 1, 2
        ) AS one), '[]') AS runtimes,
        COALESCE((SELECT json_agg(one ORDER BY count DESC, code) FROM (
-           SELECT COALESCE(error_code, '') AS code, count(*) AS count, max(finished_at) AS latest_at,
-                  (array_agg(kind || ' ' || namespace || '/' || name ORDER BY finished_at DESC))[1] AS latest
-             FROM operations WHERE outcome = 'failure' AND finished_at > now() - make_interval(hours => %(hours)s)
+           SELECT code, count(*) AS count, max(at) AS latest_at,
+                  (array_agg(kind || ' ' || namespace || '/' || name ORDER BY at DESC))[1] AS latest
+             FROM (
+               SELECT COALESCE(error_code, '') AS code, kind, namespace, name, finished_at AS at FROM operations
+                WHERE outcome = 'failure' AND finished_at > now() - make_interval(hours => %(hours)s)
+                UNION ALL
+               SELECT error_code, kind, namespace, name, now() FROM operations
+                WHERE finished_at IS NULL AND error_code IS NOT NULL
+             ) AS failed
             GROUP BY 1
        ) AS one), '[]') AS failures,
        (SELECT to_json(one) FROM (
-           SELECT id, uid, kind, namespace, name, node_name, op, source, started_at FROM operations
+           SELECT id, uid, kind, namespace, name, node_name, op, source, started_at, error_code, message FROM operations
             WHERE finished_at IS NULL AND started_at IS NOT NULL ORDER BY started_at LIMIT 1
        ) AS one) AS oldest_under_way,
        (SELECT count(*) FROM operations WHERE finished_at IS NULL) AS under_way,
@@ -59,7 +65,7 @@ class PhaseCount:
 
 @dataclass(frozen=True, slots=True)
 class FailureCount:
-    """Of the last `FAILURE_HOURS`."""
+    """Of the last `FAILURE_HOURS`, and those that go on failing now, whenever they began."""
 
     code: str
     count: int
@@ -81,6 +87,9 @@ class UnderWay:
     op: str | None
     source: str | None
     started_at: datetime
+    error_code: str | None
+    """Why it is not over yet, and `message` for people; None: nothing has failed."""
+    message: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from perdure.api.names import Uid
+from perdure.api.conditions import Reason
+from perdure.api.names import OperationId, RuntimeRef, Uid
 from perdure.api.runtime import Runtime, RuntimeStatus
 from perdure.plan.certainty import Unknown
 from perdure.plan.failures import phase_told
 from perdure.plan.operations import DURABLE
 from perdure.plan.planner import plan
 from perdure.plan.steps import Answer, Begin, Finish, Note, Plan, Step
-from perdure.plan.world import Op, Outcome, Terminating, Wanted, World
+from perdure.plan.world import Failure, Op, Outcome, Terminating, Wanted, World
 from perdure.reconcile.asking import target_of
 from perdure.reconcile.executor import Executor
 from perdure.reconcile.observer import Observer
@@ -27,7 +28,7 @@ from perdure.reconcile.operation_rows import End, finished
 from perdure.reconcile.outbox import Outbox
 from perdure.reconcile.ports.cluster import Cluster, Objects
 from perdure.reconcile.ports.errors import LeaseBusy, PortError, StatusConflict
-from perdure.reconcile.ports.journal import Journal
+from perdure.reconcile.ports.journal import Journal, OperationFailing
 from perdure.reconcile.probe import Probe
 from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
@@ -66,6 +67,8 @@ class Reconciler:
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
+        self._told_why: dict[Uid, tuple[OperationId, Reason]] = {}
+        """Of operations that go on until they succeed: why they do not, as the journal has it."""
 
     async def handle(self, uid: Uid) -> None:
         """Bring one runtime as far as it gets now. Raises only what is a defect."""
@@ -146,6 +149,7 @@ class Reconciler:
         self._loop.probe.stepped(name, "done", seconds)
         log.debug("step_done", runtime=str(world.ref), uid=world.ref.uid, step=name, seconds=round(seconds, 4))
         if isinstance(step, Finish) and record.operation is not None:
+            self._told_why.pop(world.ref.uid, None)
             self._loop.probe.finished(record.operation.op.value, step.outcome.value, step.code.value)
             if step.release:
                 self._loop.on_released(world.ref.uid)
@@ -171,9 +175,13 @@ class Reconciler:
             retry_in=round(failure.retry_at - loop.now(), 2),
         )
         record = loop.journal.record(ref.uid)
-        if record is None or record.operation is None or record.operation.op in DURABLE:
+        if record is None or record.operation is None:
             return
         operation = record.operation
+        if operation.op in DURABLE:
+            if operation.committed and not isinstance(error, LeaseBusy):
+                await self._tell_why(operation.id, ref, failure)
+            return
         after = phase_told(failure, record)
         end = End(loop.now(), Outcome.FAILURE, after, failure.reason.value, failure.message[:1024])
         row = finished(record, operation.id, end)
@@ -184,6 +192,19 @@ class Reconciler:
             return
         loop.outbox.poke()
         loop.probe.finished(operation.op.value, Outcome.FAILURE.value, error.reason.value)
+
+    async def _tell_why(self, operation: OperationId, ref: RuntimeRef, failure: Failure) -> None:
+        """In the ledger, too, once for each reason: the condition that shows it goes with the object."""
+        if self._told_why.get(ref.uid) == (operation, failure.reason):
+            return
+        row = OperationFailing(operation, ref, self._loop.now(), failure.reason.value, failure.message[:1024])
+        try:
+            await self._loop.journal.commit(rows=(row,))
+        except PortError as error:
+            log.error("journal_failed", uid=ref.uid, error=str(error))
+            return
+        self._told_why[ref.uid] = operation, failure.reason
+        self._loop.outbox.poke()
 
     def _try_again_later(self, world: World) -> None:
         runtime = _runtime(world)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from tests.integration.ledger.samples import NAME_A, NODE_A, NODE_B, TTL, archived, finished, ref, started
+from tests.integration.ledger.samples import NAME_A, NODE_A, NODE_B, TTL, archived, failing, finished, ref, started
 
 from perdure.api.names import InstallationId, Kind
 from perdure.api.phases import Phase
@@ -37,6 +37,7 @@ async def fill(url: str) -> None:
             failed = finished(ref("run-0"), n, at=at, after=Phase.STOPPED, message="why")
             await ledger.apply([replace(failed, outcome=Outcome.FAILURE, error_code=code)], NAME_A)
         await ledger.apply([started(ref("run-1"), 9, op=Op.PRESERVE, at=now - 7260)], NAME_A)
+        await ledger.apply([failing(ref("run-1"), 9, at=now - 60, error_code="StoreFull", message="no room")], NAME_A)
         await ledger.apply([started(ref("run-2"), 9, op=Op.STOP, at=now - 60)], NAME_A)
         lease = await ledger.acquire("key", TTL)
         await archived(ledger, ref("run-1"), lease, "op-1")
@@ -65,8 +66,9 @@ def test_everything_is_counted(capsys: pytest.CaptureFixture[str]) -> None:
         ("GameRuntime", ""): 1,
     }
     assert [(it["code"], it["count"], it["latest"]) for it in told["failures"]] == [
-        ("StoreFull", 2, "BotRuntime team-a/bot")
+        ("StoreFull", 3, "BotRuntime team-a/bot")
     ]
+    assert (told["oldest_under_way"]["error_code"], told["oldest_under_way"]["message"]) == ("StoreFull", "no room")
     assert (told["under_way"], told["oldest_under_way"]["op"], told["oldest_under_way"]["uid"]) == (
         2,
         "preserve",
@@ -89,7 +91,7 @@ def test_a_person_reads_it_on_one_page(capsys: pytest.CaptureFixture[str]) -> No
     lines = [line.split() for line in page.splitlines()]
     assert ["BotRuntime", "Running", "2"] in lines
     assert ["GameRuntime", "-", "1"] in lines
-    assert "Under way: 2; for longest: preserve of br/bot -n team-a on a, since 2h01m" in page
+    assert "Under way: 2; for longest: preserve of br/bot -n team-a on a, since 2h01m\n  StoreFull: no room" in page
     assert ["a", "verified", "1", "931.3", "GiB"] in lines
     assert "StoreFull" in page
     assert "Old" not in page

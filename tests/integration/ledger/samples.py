@@ -10,7 +10,7 @@ from perdure.api.phases import Phase
 from perdure.ledger.database import Connection
 from perdure.ledger.migrate import applied_to, check_applied
 from perdure.plan.world import ArchiveFacts, Op, Outcome, Source, Workspace
-from perdure.reconcile.ports.journal import OperationFinished, OperationStarted
+from perdure.reconcile.ports.journal import OperationFailing, OperationFinished, OperationStarted
 from perdure.reconcile.ports.ledger import AgentLedger, Lease
 
 NODE_A, NODE_B = NodeId("node-a"), NodeId("node-b")
@@ -31,6 +31,10 @@ def ref(
 
 def started(of: RuntimeRef, n: int = 1, *, op: Op = Op.START, at: float = 100.0) -> OperationStarted:
     return OperationStarted(OperationId(f"{of.uid}/{n}"), of, op, Source.KUBECTL, at, Phase.PENDING, "image:1")
+
+
+def failing(of: RuntimeRef, n: int = 1, *, at: float = 100.5, error_code: str, message: str) -> OperationFailing:
+    return OperationFailing(OperationId(f"{of.uid}/{n}"), of, at, error_code, message)
 
 
 def finished(

@@ -56,7 +56,19 @@ class OperationFinished:
     """Which operation of its life it is, as `Record` counts: by this rows are in order, whatever clocks say."""
 
 
-OperationRow = OperationStarted | OperationFinished
+@dataclass(frozen=True, slots=True)
+class OperationFailing:
+    """Why an operation that goes on until it succeeds does not: told when the reason changes, and forgotten with its end."""
+
+    id: OperationId
+    ref: RuntimeRef
+    at: float
+    error_code: str
+    """The `Reason`."""
+    message: str
+
+
+OperationRow = OperationStarted | OperationFailing | OperationFinished
 
 
 @dataclass(frozen=True, slots=True)
