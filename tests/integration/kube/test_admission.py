@@ -41,7 +41,7 @@ PUBLISHED = {
 def admin(control_plane: ControlPlane) -> Iterator[Kubectl]:
     """The policy, at work, and a namespace in which the tenant may do anything with runtimes, and no more."""
     cluster = Kubectl(control_plane.admin_kubeconfig)
-    for file in ("namespace.yaml", "controller.yaml"):
+    for file in ("00-namespace.yaml", "controller.yaml"):
         cluster("apply", "-f", str(CHECKOUT / "deploy" / "rbac" / file))
     namespace = f"admission-{uuid.uuid4().hex[:12]}"
     cluster("create", "namespace", namespace)
