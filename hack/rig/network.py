@@ -86,24 +86,25 @@ class Network:
         for command in ("iptables", "ip6tables"):
             _forget_rules(command, f'name: \\"{self.name}\\"')
 
-    def things_of(self, container_id: str) -> list[str]:
-        """Addresses and rules of one container, as ``host-local`` and the kernel have them."""
+    def things_of(self, uid: str) -> list[str]:
+        """Addresses and rules of one runtime, as ``host-local`` and the kernel have them: plugins know it by an id that ends
+        in its uid."""
         addresses = [
             f"address {file.name}"
             for file in (self.run_directory / "ipam" / self.name).glob("[0-9]*")
-            if file.read_text().splitlines()[:1] == [container_id]
+            if "".join(file.read_text().splitlines()[:1]).endswith(uid)
         ]
         return addresses + [
             f"rule {line}"
             for command in ("iptables", "ip6tables")
             for line in _run(f"{command}-save", "-t", "nat").splitlines()
-            if container_id in line
+            if uid in line
         ]
 
-    def forget_rules(self, container_id: str) -> None:
-        """Remove the NAT rules of one container, as whoever flushes tables does."""
+    def forget_rules(self, uid: str) -> None:
+        """Remove the NAT rules of one runtime, as whoever flushes tables does."""
         for command in ("iptables", "ip6tables"):
-            _forget_rules(command, f'id: \\"{container_id}\\"')
+            _forget_rules(command, f'{uid}\\"')
 
     def _free_subnet(self) -> ipaddress.IPv4Network:
         routed = [

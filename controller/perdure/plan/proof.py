@@ -41,8 +41,11 @@ def binding_is_proven(scene: Scene) -> Plan | None:
             phase = Phase.BLOCKED if scene.snapshots else Phase.PENDING
             return _told_beside(scene, scene.wait(Reason.NOT_BOUND, _NOT_BOUND, until=until, phase=phase))
         case _:
+            reason = Reason.LEDGER_UNAVAILABLE
             message = "the ledger cannot be asked whether it is bound to this node, so nothing is done yet"
-            return _told_beside(scene, scene.wait(Reason.LEDGER_UNAVAILABLE, message, until=until, phase=Phase.PENDING))
+            if world.freeze is not None and world.freeze.reason is Reason.IDENTITY_CHANGED:
+                reason, message = world.freeze.reason, f"nothing is done yet: {world.freeze.message}"
+            return _told_beside(scene, scene.wait(reason, message, until=until, phase=Phase.PENDING))
 
 
 def _told_beside(scene: Scene, plan: Plan) -> Plan:
