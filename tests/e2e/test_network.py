@@ -259,8 +259,12 @@ def test_ports_of_a_running_game_are_changed_and_nobody_is_disconnected(
         eventually(lambda: silent(talking), "the port that was taken out leads nowhere", bool)
         assert "a world" in answers(outside, second)
         assert is_answered(connection, b"still here")
+    eventually(
+        lambda: {entry["name"]: entry["hostPort"] for entry in game.status()["ports"]},
+        "its status tells the port that is left",
+        lambda told: told == {"http": second},
+    )
     game.wait_condition("NetworkReady", "True")
-    assert {entry["name"]: entry["hostPort"] for entry in game.status()["ports"]} == {"http": second}
     assert (game.status()["address"], game.process()) == (address, process)
 
 

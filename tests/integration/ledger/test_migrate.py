@@ -76,7 +76,8 @@ async def test_an_agent_uses_no_schema_but_its_own_and_goes_on_when_it_is_there(
     admission, every = Admission(InstallationId("i"), Guards(FakeJournal())), known_migrations()
     async with Database(database_url) as owner, Database(database_url, settings, admission) as agent:
         with pytest.raises(
-            LedgerUnavailable, match=rf"{doing}.*the database has no ledger yet \(the controller makes it"
+            LedgerUnavailable,
+            match=rf"{doing}.*the database has no ledger yet \(start the controller of this version first",
         ):
             await read_identity(agent, InstallationId("i"))
         monkeypatch.setattr(migrate_module, "known_migrations", lambda: every[:-1])
