@@ -198,8 +198,8 @@ class Database:
             ) from error
         except psycopg.errors.UndefinedTable as error:
             raise LedgerUnavailable(
-                f"{doing}: {_first_line(error)}; the database has no ledger yet (start the controller of this version first, it makes it), or the "
-                "database URL names another one"
+                f"{doing}: {_first_line(error)}; the database has no ledger yet (start the controller of this version first, "
+                "it makes it), or the database URL names another one"
             ) from error
         except TimeoutError as error:
             raise LedgerUnavailable(f"{doing}: PostgreSQL did not answer within {seconds:g} s") from error
