@@ -45,7 +45,9 @@ def binding_is_proven(scene: Scene) -> Plan | None:
             message = "the ledger cannot be asked whether it is bound to this node, so nothing is done yet"
             if world.freeze is not None and world.freeze.reason is Reason.IDENTITY_CHANGED:
                 reason, message = world.freeze.reason, f"nothing is done yet: {world.freeze.message}"
-            return _told_beside(scene, scene.wait(reason, message, until=until, phase=Phase.PENDING))
+            # What is shown of it stays: that the ledger is away for a moment says nothing new about what may be running.
+            phase = Phase(scene.runtime.status.phase or Phase.PENDING)
+            return _told_beside(scene, scene.wait(reason, message, until=until, phase=phase))
 
 
 def _told_beside(scene: Scene, plan: Plan) -> Plan:
