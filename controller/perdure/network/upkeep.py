@@ -50,26 +50,26 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Here:
-    """What runs, with the configuration that it was attached by; None where that cannot be read."""
+class _Configured:
+    """What a look has to know of the configuration that somebody was attached by."""
 
+    accepts: bool = False
+    """The firewall plugin has rules for each address."""
+    has_gateway: bool = False
+    """The bridge has an address of each subnet that is in use."""
+
+
+_UNREADABLE = _Configured()
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
     attached: Attached
-    network: Network | None
+    configured: _Configured
 
     @property
     def uid(self) -> Uid:
         return self.attached.ref.uid
-
-    @property
-    def is_accepted(self) -> bool:
-        """Whether the firewall plugin has rules of it."""
-        return self.network is not None and any(plugin.type == "firewall" for plugin in self.network.plugins)
-
-    @property
-    def has_gateway(self) -> bool:
-        """Whether its bridge has an address of each subnet that is in use."""
-        there = bridge_of(self.network) if self.network is not None else None
-        return there is not None and there.is_gateway
 
 
 @dataclass(slots=True)
@@ -113,18 +113,17 @@ class Upkeep:
     async def look(self) -> list[SandboxFailed]:
         """Firewalls, interfaces, rules of plugins, of all that is attached, by whatever configuration, each whatever became
         of the others: what could not be looked at."""
-        return await _all_of(self._look_at_firewalls(), self._look_at_links_and_rules())
+        failures = await _all_of(self._look_at_firewalls())
+        try:
+            here = await self._attached_here()
+        except SandboxFailed as error:
+            return [*failures, error]
+        return failures + await _all_of(self._look_at_interfaces(here), self._look_at_rules(here))
 
     async def _look_at_firewalls(self) -> None:
         repaired = await self.isolation.ensure()
         if repaired:
             log.warning("firewall_was_changed", repaired=repaired)
-
-    async def _look_at_links_and_rules(self) -> None:
-        here = await self._attached_here()
-        failures = await _all_of(self._look_at_interfaces(here), self._look_at_rules(here))
-        if failures:
-            raise failures[0]
 
     async def _attached_here(self) -> list[_Here]:
         """With the configurations of their ADDs, which are few."""
@@ -132,16 +131,18 @@ class Upkeep:
             records = await self.client.cached()
         except CniError as error:
             raise SandboxFailed(f"cannot see how runtimes were attached: {error}") from error
-        networks: dict[bytes, Network | None] = {}
-        made: dict[tuple[str, str], Network | None] = {}
+        read: dict[bytes, _Configured] = {}
+        made: dict[tuple[str, str], _Configured] = {}
         for record in records:
             if isinstance(record, Record):
-                if record.network not in networks:
-                    networks[record.network] = _parsed(record)
-                made[record.network_name, record.container_id] = networks[record.network]
+                if record.network not in read:
+                    read[record.network] = _configured(record)
+                made[record.network_name, record.container_id] = read[record.network]
         ids = self.sandbox.settings.ids
         return [
-            _Here(one, made.get((one.network, ids.id(one.ref.uid)))) for one in self.attachments.all() if one.addresses
+            _Here(one, made.get((one.network, ids.id(one.ref.uid)), _UNREADABLE))
+            for one in self.attachments.all()
+            if one.addresses
         ]
 
     async def _look_at_interfaces(self, here: Sequence[_Here]) -> None:
@@ -150,12 +151,20 @@ class Upkeep:
             for it in here
         ]
         wrong = await asyncio.to_thread(inspection.damaged, expected)
+        failures: list[SandboxFailed] = []
         for name in sorted({it.attached.bridge for it in here if it.attached.bridge}):
             on_it = [it for it in here if it.attached.bridge == name]
-            wrong = {**_off_the_bridge(name, await bridge.look(name, self.launcher), on_it), **wrong}
+            try:
+                found = await bridge.look(name, self.launcher)
+            except SandboxFailed as error:
+                failures.append(error)
+            else:
+                wrong = {**_off_the_bridge(name, found, on_it), **wrong}
         for it in here:
             if it.uid in wrong:
                 self._damaged(it.attached, Damage(wrong[it.uid], interface=True))
+        if failures:
+            raise failures[0]
 
     async def _look_at_rules(self, here: Sequence[_Here]) -> None:
         """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
@@ -163,7 +172,12 @@ class Upkeep:
             present = [it for it in here if version in _versions(it.attached)]
             for table, asked, has, hook in (
                 ("nat", [it.attached for it in present if it.attached.ports], _is_named, _LED_IN),
-                ("filter", [it.attached for it in present if it.is_accepted], partial(_is_accepted, version), _LED_ON),
+                (
+                    "filter",
+                    [it.attached for it in present if it.configured.accepts],
+                    partial(_is_accepted, version),
+                    _LED_ON,
+                ),
             ):
                 if not asked:
                     continue
@@ -245,12 +259,17 @@ def _versions(attached: Attached) -> frozenset[int]:
     return frozenset(ip_address(address).version for address in attached.addresses)
 
 
-def _parsed(record: Record) -> Network | None:
+def _configured(record: Record) -> _Configured:
     try:
-        return parse(record.network, f"the cached configuration of {record.container_id}")
-    except ConfigurationError as error:
+        network = parse(record.network, f"the cached configuration of {record.container_id}")
+        there = bridge_of(network)
+    except (ConfigurationError, SandboxFailed) as error:
         log.info("configuration_unreadable", container_id=record.container_id, error=str(error))
-        return None
+        return _UNREADABLE
+    return _Configured(
+        accepts=any(plugin.type == "firewall" for plugin in network.plugins),
+        has_gateway=there is not None and there.is_gateway,
+    )
 
 
 def _off_the_bridge(name: str, found: Bridge | None, here: Sequence[_Here]) -> dict[Uid, str]:
@@ -272,7 +291,7 @@ def _lost_as_gateway(found: Bridge, here: Sequence[_Here]) -> str:
     """What the bridge lacks of the addresses that runtimes send to on their way out."""
     own = [ip_address(text) for text in found.addresses]
     for it in here:
-        if not it.has_gateway:
+        if not it.configured.has_gateway:
             continue
         for subnet in map(ip_network, it.attached.subnets):
             given = any(ip_address(text) in subnet for text in it.attached.addresses)

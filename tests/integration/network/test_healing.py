@@ -268,6 +268,18 @@ async def test_a_bridge_that_was_changed_is_mended_by_one_of_those_on_it(
     assert node.woken == []
 
 
+async def test_a_bridge_that_cannot_be_looked_at_keeps_no_other_damage_from_being_told(node: OwnNode) -> None:
+    here = await pair(node)
+    uid = here.plain.ref.uid
+    run("ip", "link", "delete", BRIDGE)
+    run("ip", "link", "add", BRIDGE, "type", "dummy")
+    node.inside(uid, "ip", "link", "set", "eth0", "down")
+    (failure,) = await here.agent.upkeep.look()
+    assert "kind dummy" in str(failure)
+    assert node.woken == [uid]
+    assert await here.damage(uid) == "interface eth0 is down"
+
+
 async def test_a_way_out_that_was_lost_comes_back(node: OwnNode) -> None:
     here = await pair(node)
     uid = here.plain.ref.uid
