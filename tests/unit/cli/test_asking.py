@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cli.api_server import serving
 
 from perdure.cli.main import main
 
@@ -52,38 +51,14 @@ class Api:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    it = Api()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._say(it.get(self.path.partition("?")[0]))
-
-        def do_PATCH(self) -> None:
-            self._say(it.patch(self.path, json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-
-        def _say(self, body: dict[str, Any]) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """What was asked is in `Api.asked`."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
-        user = {"name": "a", "user": {"token": "t"}}
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(
-            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "a"})
-        )
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    it, kubeconfig = Api(), tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    with serving(
+        kubeconfig,
+        lambda path: (200, it.get(path.partition("?")[0])),
+        lambda path, body: (200, it.patch(path, body)),
+    ):
         yield it
-        server.shutdown()
-        thread.join()
 
 
 def test_accepting_absence_asks_one_node_once_and_prints_its_answer(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cli.api_server import serving
 
 from perdure.cli.main import main
 
@@ -63,38 +62,10 @@ class Api:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    it = Api()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._say(*it.get(self.path))
-
-        def do_PATCH(self) -> None:
-            self._say(*it.patch(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-
-        def _say(self, code: int, body: dict[str, Any]) -> None:
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """What was asked is in `Api.patches`."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
-        user = {"name": "a", "user": {"token": "t"}}
-        kubeconfig = tmp_path / "kubeconfig"
-        kubeconfig.write_text(
-            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "a"})
-        )
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    it, kubeconfig = Api(), tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+    with serving(kubeconfig, it.get, lambda _path, body: it.patch(body)):
         yield it
-        server.shutdown()
-        thread.join()
 
 
 def run(*more: str) -> int:

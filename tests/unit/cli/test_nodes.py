@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.cli.api_server import serving
 
 from perdure.cli.main import main
 
@@ -86,32 +84,10 @@ class Api:
 
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code, body = it.answer(self.path)
-            self.send_response_only(code)
-            self.send_header("Date", format_datetime(NOW, usegmt=True))
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Requests are kept in `Api.asked`."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        it = Api(tmp_path / "kubeconfig")
-        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
-        user = {"name": "a", "user": {"token": "t"}}
-        it.kubeconfig.write_text(
-            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "a"})
-        )
-        monkeypatch.setenv("KUBECONFIG", str(it.kubeconfig))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    it = Api(tmp_path / "kubeconfig")
+    monkeypatch.setenv("KUBECONFIG", str(it.kubeconfig))
+    with serving(it.kubeconfig, it.answer, now=lambda: NOW):
         yield it
-        server.shutdown()
-        thread.join()
 
 
 def test_a_line_for_each_node_sorted_by_name(api: Api, capsys: pytest.CaptureFixture[str]) -> None:

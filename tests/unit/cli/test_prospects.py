@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from tests.unit.cli.api_server import serving
 
 from perdure.api.names import Kind
 from perdure.cli.blocking import block_on
@@ -39,30 +37,9 @@ class Api:
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[Api]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            code, body = it.answer(self.path)
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
-
-        def log_message(self, *_: Any) -> None:
-            """What is asked is not of interest."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        it = Api(tmp_path / "kubeconfig")
-        cluster = {"name": "a", "cluster": {"server": f"http://127.0.0.1:{server.server_port}"}}
-        context = {"name": "a", "context": {"cluster": "a", "user": "a"}}
-        user = {"name": "a", "user": {"token": "t"}}
-        it.kubeconfig.write_text(
-            json.dumps({"clusters": [cluster], "contexts": [context], "users": [user], "current-context": "a"})
-        )
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    it = Api(tmp_path / "kubeconfig")
+    with serving(it.kubeconfig, it.answer):
         yield it
-        server.shutdown()
-        thread.join()
 
 
 def runtime(name: str, kind: Kind = Kind.BOT, **status: Any) -> dict[str, Any]:
