@@ -28,6 +28,7 @@ from perdure.api.runtime import Runtime, parse_runtime
 from perdure.kube.access import ClusterSource
 from perdure.kube.archives import ArchiveObject, parse_archive
 from perdure.kube.client import ApiClient
+from perdure.kube.connections import Connections
 from perdure.kube.kopf_settings import log_in, settings_for
 from perdure.kube.preflight import NotInstalled, require_crds
 from perdure.reconcile.ports.errors import ApiUnavailable
@@ -36,6 +37,8 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0
 STOP_SECONDS = 10.0
 """For kopf to end its watches; after that its thread, which is a daemon, is left behind."""
+CLOSE_SECONDS = 2.0
+"""For its connections to be closed after that."""
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +52,6 @@ class Sink(Protocol):
         """Deleted, or out of the selector: a hint, never a proof."""
 
 
-GOODBYE_SECONDS = 0.25
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
 """Makes an object typed, in kopf's thread, and returns the call that hands it over, for the caller's loop."""
@@ -152,7 +154,7 @@ class Intake:
     async def _run_once(self) -> str:
         """One life of kopf; returns why it ended."""
         operation = _Operation(asyncio.get_running_loop(), self._loop_factory)
-        registry = self._registry(operation.hand_over)
+        registry = self._registry(operation)
         settings = settings_for(
             self._role,
             labels={watch.plural: watch.labels for watch in self._watches if watch.labels},
@@ -168,15 +170,15 @@ class Intake:
             operation.stop()
             await asyncio.wait({operation.ended}, timeout=STOP_SECONDS)
 
-    def _registry(self, hand_over: Callable[[Callable[[], None]], None]) -> kopf.OperatorRegistry:
+    def _registry(self, operation: _Operation) -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
 
         @kopf.on.login(registry=registry)
         async def login(**_: Any) -> kopf.AiohttpSession:
-            return await log_in(self._source)
+            return await log_in(self._source, operation.connections)
 
         for watch in self._watches:
-            self._register(registry, watch, hand_over)
+            self._register(registry, watch, operation.hand_over)
         return registry
 
     def _register(
@@ -204,6 +206,7 @@ class _Operation:
         self._stop: asyncio.Event | None = None
         self._lock = threading.Lock()
         self._stopping = False
+        self.connections = Connections()
         self.ended: asyncio.Future[str] = owner.create_future()
         """Done when the thread has nothing more to say; belongs to the owner's loop."""
 
@@ -242,9 +245,8 @@ class _Operation:
         finally:
             with self._lock:
                 self._loop = self._stop = None
-            # TLS connections of watches that were cut say goodbye to the server, which aiohttp cannot be awaited for
-            # (https://docs.aiohttp.org/en/stable/client_advanced.html#graceful-shutdown).
-            await asyncio.sleep(GOODBYE_SECONDS)
+            if not await self.connections.end(CLOSE_SECONDS):
+                log.warning("intake_connections_left", seconds=CLOSE_SECONDS)
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:

@@ -11,6 +11,7 @@ import kopf
 
 from perdure.api.names import GROUP, VERSION
 from perdure.kube.access import ClusterSource, NoCluster, load_access
+from perdure.kube.connections import Connections
 
 CONNECTIONS = 16
 """kopf's own default has no limit."""
@@ -80,14 +81,14 @@ def settings_for(role: str, *, labels: Mapping[str, str], fields: Mapping[str, s
     return settings
 
 
-async def log_in(source: ClusterSource) -> kopf.AiohttpSession:
-    """A session for kopf, read anew each time that the API server refuses the last one."""
+async def log_in(source: ClusterSource, connections: Connections) -> kopf.AiohttpSession:
+    """A session for kopf, read anew each time that the API server refuses the last one. Its sockets are `connections`'."""
     try:
         access = await load_access(source)
     except NoCluster as error:
         raise kopf.TemporaryError(str(error), delay=5) from error
     session = aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=access.tls()),
+        connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=access.tls(), socket_factory=connections.socket),
         headers={"User-Agent": "perdure-intake", **await access.headers()},
         proxy=access.proxy,
     )

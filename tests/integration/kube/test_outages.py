@@ -1,7 +1,10 @@
 """The intake, the resync and the cache while the API server crashes, forgets and comes back."""
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,34 @@ async def test_intake_that_starts_before_the_api_server_waits_for_it(
         await asyncio.to_thread(control_plane.apiserver.start)
         await asyncio.to_thread(control_plane.apiserver.wait_ready)
         await eventually(lambda: runtime.uid in seen.newest, "the object is seen", 60)
+
+
+async def test_intake_leaves_no_connection_to_a_server_that_answers_nothing(
+    control_plane: ControlPlane, client: ApiClient, source: ClusterSource, user: User
+) -> None:
+    seen = Seen()
+    runtime = await user.create("bot")
+    before = sockets()
+    server = control_plane.apiserver.identity()
+    assert server is not None
+    try:
+        async with running(Intake(client, source, "test", runtime_watches(seen))):
+            await eventually(lambda: runtime.uid in seen.newest, "the object is seen")
+            assert sockets() - before
+            server.send(signal.SIGSTOP)
+        assert sockets() <= before
+    finally:
+        server.send(signal.SIGCONT)
+
+
+def sockets() -> set[str]:
+    """The inodes of this process's TCP connections over IPv4."""
+    connections = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]}
+    mine: set[str] = set()
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the one that lists them
+            mine.add(os.readlink(descriptor).removeprefix("socket:[").removesuffix("]"))
+    return mine & connections
 
 
 async def test_missing_crds_are_named_and_waited_for(
