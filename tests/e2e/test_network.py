@@ -104,7 +104,7 @@ def test_game_servers_are_reached_through_ports_of_the_node(stage: Stage, kubect
     ).apply()
     web.wait_ready()
     echo.wait_ready()
-    assert 7000 <= host_port(web, "http") <= 8000
+    assert stage.site.first_port <= host_port(web, "http") <= stage.site.last_dynamic_port
     assert "a world" in answers(outside, host_port(web, "http"))
 
     def echoed() -> bytes:
@@ -240,7 +240,7 @@ def test_ports_of_a_running_game_are_changed_and_nobody_is_disconnected(
     web, talk = port("http", 8080), port("talk", 9090)
     game = stage.runtime(kubectl, "game", Kind.GAME, command=both, ports=[talk]).apply().wait_ready()
     address, process, talking = game.status()["address"], game.process(), host_port(game, "talk")
-    first, second = 30871, 30872
+    first, second = stage.site.static_port(0), stage.site.static_port(1)
 
     def silent(number: int) -> bool:
         try:
@@ -271,7 +271,7 @@ def test_ports_of_a_running_game_are_changed_and_nobody_is_disconnected(
 def test_a_number_that_a_stopped_runtime_gives_up_leads_into_whoever_gets_it_next(
     stage: Stage, kubectl: Kubectl, outside: Outside
 ) -> None:
-    number = 30873
+    number = stage.site.static_port(2)
     static = port("http", 8080, policy="Static", hostPort=number)
     former = stage.runtime(kubectl, "former", command=HTTP, ports=[static]).apply().wait_ready()
     assert "a world" in answers(outside, number)

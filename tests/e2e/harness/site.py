@@ -55,6 +55,22 @@ class Site:
         """What runtimes of this site are attached to: its own bridge and subnet."""
         return Network(self.directory, self.directory / "run", self.name.removeprefix("n"), self.dual_stack)
 
+    @property
+    def first_port(self) -> int:
+        """Of a hundred ports of the machine that other sites hardly share: all sites have one host, and what leads into a
+        runtime of one may otherwise lead into another's. Below those that services of tests and outgoing connections use.
+        """
+        return 10_000 + int(self.network.identifier, 16) % 100 * 100
+
+    @property
+    def last_dynamic_port(self) -> int:
+        """What follows is for tests that choose: see `static_port`."""
+        return self.first_port + 89
+
+    def static_port(self, number: int) -> int:
+        """One of ten, `number` from 0, that no runtime is given by itself."""
+        return self.first_port + 90 + number
+
     def prepare(self, images: Path) -> None:
         """Make the folders, write the network's configuration and import the sample images, which are built in `images`
         once for all sites."""
@@ -64,7 +80,7 @@ class Site:
             self.engine.import_image(archive, self.engine_namespace)
 
     def options(self) -> dict[str, str]:
-        """What an agent is told, as variables."""
+        """What an agent is told, or an agent and controller in one, as variables."""
         return {
             "PERDURE_NODE_NAME": self.name,
             "PERDURE_CONTAINERD_ADDRESS": str(self.engine.address),
@@ -75,6 +91,7 @@ class Site:
             "PERDURE_RUN_DIR": str(self.run_dir),
             "PERDURE_ARCHIVE_DIR": str(self.archive_dir),
             "PERDURE_CNI_CONF_DIR": str(self.network.configuration_directory),
+            "PERDURE_PORT_RANGE": f"{self.first_port}-{self.last_dynamic_port}",
             "PERDURE_ALLOCATABLE_CPU": "64",
             "PERDURE_ALLOCATABLE_MEMORY": "64Gi",
         }

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import uvloop
 from tests.integration.kube.conftest import User, eventually
 from tests.integration.kube.control_plane import make, start
 from tests.integration.kube.test_intake import Seen, running
@@ -17,7 +18,7 @@ from perdure.api.runtime import DesiredState
 from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
-from perdure.kube.intake import Intake, runtime_watches
+from perdure.kube.intake import Intake, LoopFactory, runtime_watches
 from perdure.kube.objects import KubeControllerCluster
 from perdure.kube.preflight import NotInstalled, require_crds
 from perdure.kube.resync import Resync, ResyncReport
@@ -72,8 +73,9 @@ async def test_intake_that_starts_before_the_api_server_waits_for_it(
         await eventually(lambda: runtime.uid in seen.newest, "the object is seen", 60)
 
 
+@pytest.mark.parametrize("loop", [None, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 async def test_intake_leaves_no_connection_to_a_server_that_answers_nothing(
-    control_plane: ControlPlane, client: ApiClient, source: ClusterSource, user: User
+    control_plane: ControlPlane, client: ApiClient, source: ClusterSource, user: User, loop: LoopFactory | None
 ) -> None:
     seen = Seen()
     runtime = await user.create("bot")
@@ -81,7 +83,7 @@ async def test_intake_leaves_no_connection_to_a_server_that_answers_nothing(
     server = control_plane.apiserver.identity()
     assert server is not None
     try:
-        async with running(Intake(client, source, "test", runtime_watches(seen))):
+        async with running(Intake(client, source, "test", runtime_watches(seen), loop)):
             await eventually(lambda: runtime.uid in seen.newest, "the object is seen")
             assert sockets() - before
             server.send(signal.SIGSTOP)
