@@ -15,13 +15,21 @@ from tests.integration.ledger.samples import NODE_A, TTL, schema_is_ours
 from perdure.api.names import InstallationId, NodeId, OperationId, RuntimeRef
 from perdure.api.phases import Phase
 from perdure.ledger.agent import PostgresAgentLedger
+from perdure.ledger.catalogue import archive_facts
 from perdure.ledger.controller import PostgresControllerLedger
 from perdure.ledger.database import Database
 from perdure.ledger.migrate import migrate
+from perdure.plan.world import ArchiveFacts
 from perdure.reconcile.ports.ledger import AgentLedger, ControllerLedger
 
 STATE = sql.SQL("SELECT actual_state, refused FROM runtimes WHERE uid = %(uid)s")
 TROUBLE = sql.SQL("SELECT error_code, message, finished_at FROM operations WHERE id = %(id)s")
+VERIFIED = sql.SQL("""
+SELECT * FROM archives
+ WHERE namespace_uid = %(namespace_uid)s AND namespace = %(namespace)s AND kind = %(kind)s AND name = %(name)s
+   AND state = 'verified'
+ ORDER BY sequence
+""")
 EXPIRE = sql.SQL("UPDATE leases SET expires_at = now() - interval '1 second'")
 
 HEALTH_EVENTS = sql.SQL("SELECT uid, event, probe, exit_code, message FROM health_events ORDER BY happened_at")
@@ -38,6 +46,9 @@ class Rig(Protocol):
 
     async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
         """(uid, event, probe, exit code, message) of every row, by when it happened."""
+
+    async def archives(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
+        """Verified ones of its identity, oldest first."""
 
     async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
         """What the ledger has as a runtime's state, and how many moves it refused."""
@@ -65,6 +76,11 @@ class PostgresRig:
     async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
         rows = await self._database.rows("reading health events", HEALTH_EVENTS, {})
         return [(row["uid"], row["event"], row["probe"], row["exit_code"], row["message"]) for row in rows]
+
+    async def archives(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
+        parameters = {key: getattr(ref, key) for key in ("namespace_uid", "namespace", "kind", "name")}
+        rows = await self._database.rows("reading archives", VERIFIED, parameters)
+        return tuple(map(archive_facts, rows))
 
     async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
         row = await self._database.row("reading a state", STATE, {"uid": ref.uid})
@@ -94,6 +110,9 @@ class FakeRig:
     async def health_events(self) -> Sequence[tuple[str, str, str | None, int | None, str | None]]:
         rows = sorted(self._tables.health_events.values(), key=lambda row: row.at)
         return [(row.ref.uid, row.kind.value, row.probe, row.code, row.message or None) for row in rows]
+
+    async def archives(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
+        return tuple(entry.facts for entry in self._tables.verified(ref.identity))
 
     async def state(self, ref: RuntimeRef) -> tuple[Phase | None, int]:
         runtime = self._tables.runtime(ref)

@@ -361,13 +361,13 @@ async def test_an_archive_counts_once_it_is_verified(rig: Rig) -> None:
     sequence = await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease)
     assert await ledger.begin_archive(OperationId("operation"), ref(), workspace(ref()), NODE_A, lease) == sequence
     assert (await known(ledger, ref())).latest is None
-    assert await ledger.archives(ref().identity, None) == ()
+    assert await rig.archives(ref()) == ()
     facts = archive(ref(), sequence)
     await ledger.finish_archive(facts, lease)
     await ledger.finish_archive(facts, lease)
     listed = replace(facts, object_name=f"br-bot-{sequence}")
     assert (await known(ledger, ref())).latest == listed
-    assert list(await ledger.archives(ref().identity, None)) == [listed]
+    assert list(await rig.archives(ref())) == [listed]
 
 
 async def test_what_is_not_the_archive_being_written_is_not_entered(rig: Rig) -> None:
@@ -381,7 +381,7 @@ async def test_what_is_not_the_archive_being_written_is_not_entered(rig: Rig) ->
     ):
         with pytest.raises(LedgerUnavailable, match="being written"):
             await ledger.finish_archive(wrong, lease)
-    assert list(await ledger.archives(ref().identity, None)) == [facts]
+    assert list(await rig.archives(ref())) == [facts]
 
 
 async def test_latest_is_the_newest_that_is_not_empty_of_the_same_identity(rig: Rig) -> None:
@@ -394,19 +394,9 @@ async def test_latest_is_the_newest_that_is_not_empty_of_the_same_identity(rig: 
     await archived(ledger, ref("uid-5", namespace_uid="ns-2"), lease, "5")
     facts = await known(ledger, ref("uid-9"))
     assert facts.latest == newest
-    listed = await ledger.archives(ref().identity, None)
+    listed = await rig.archives(ref())
     assert [entry.uid for entry in listed] == ["uid-1", "uid-2", "uid-3"]
     assert listed[-1] == empty
-
-
-async def test_archives_are_listed_for_the_node_that_can_read_them(rig: Rig) -> None:
-    ledger = rig.agent()
-    lease = await ledger.acquire("key", TTL)
-    here = await archived(ledger, ref(), lease, "1", node=NODE_A)
-    there = await archived(ledger, ref(), lease, "2", node=NODE_B)
-    anywhere = await archived(ledger, ref(), lease, "3", node=None)
-    assert list(await ledger.archives(ref().identity, NODE_A)) == [here, anywhere]
-    assert list(await ledger.archives(ref().identity, None)) == [here, there, anywhere]
 
 
 async def test_a_runtime_is_bound_where_its_archive_is(rig: Rig) -> None:
@@ -466,7 +456,7 @@ async def test_a_quarantined_archive_is_not_restored(rig: Rig) -> None:
     assert (await known(ledger, ref())).latest is None
     assert (await known(ledger, ref())).quarantined == facts.sequence
     assert (await known(ledger, ref(name="other"))).quarantined is None
-    assert await ledger.archives(ref().identity, None) == ()
+    assert await rig.archives(ref()) == ()
     with pytest.raises(LedgerUnavailable):
         await ledger.finish_archive(facts, lease)
     assert await rig.controller().unpublished(10) == ()
@@ -639,7 +629,7 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
         await ledger.mark_purging(ref(), sequence, lease)
         await ledger.mark_purged(sequence)
     assert await ledger.purgeable(ref()) == ()
-    assert [facts.sequence for facts in await ledger.archives(ref().identity, None)] == [retained.sequence]
+    assert [facts.sequence for facts in await rig.archives(ref())] == [retained.sequence]
 
 
 async def test_a_purge_spares_what_a_later_object_of_the_same_name_has(rig: Rig) -> None:
@@ -676,7 +666,7 @@ async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_cl
     for restore in (LATEST, named):
         assert await known(ledger, forged, restore) == LedgerFacts()
         assert not (await controller.read(forged, restore)).archive_known
-    assert await ledger.archives(forged.identity, None) == ()
+    assert await rig.archives(forged) == ()
     assert await ledger.purgeable(forged) == ()
     await ledger.announce_removal(facts.sequence, lease)
     of_that_life = ref("uid-1", namespace="team-b")
@@ -775,4 +765,4 @@ async def test_retain_is_carried_into_the_catalogue_and_back(rig: Rig) -> None:
     for retain in (True, True, False):
         await controller.record_retained(namespace_uid, facts.object_name, retain)
         await controller.record_retained(NamespaceUid("other"), facts.object_name, not retain)
-        assert [entry.retain for entry in await ledger.archives(ref().identity, None)] == [retain]
+        assert [entry.retain for entry in await rig.archives(ref())] == [retain]

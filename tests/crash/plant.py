@@ -50,7 +50,7 @@ from perdure.reconcile.prober import Prober
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.reconciler import Loop, Reconciler
 from perdure.reconcile.retries import Retries
-from perdure.reconcile.workers import work
+from perdure.reconcile.workers import work_with
 
 NODE_ID = NodeId("node-1")
 NODE_NAME = NodeName("node")
@@ -312,9 +312,8 @@ class Agency:
         self._spawn(self._follow_engine())
         self._spawn(self._publish())
         self._spawn(self._prober.run())
-        for _ in range(4):
-            self._spawn(work(self.queue, self._handled(self._reconciler.handle), lambda _: None))
-        self._spawn(work(self.bindings, self._handled(self._binder.handle), lambda _: None))
+        self._spawn(work_with(4, self.queue, self._handled(self._reconciler.handle), lambda _: None))
+        self._spawn(work_with(1, self.bindings, self._handled(self._binder.handle), lambda _: None))
 
     async def _open(self) -> None:
         await self.guards.check_installation(await self._cluster.installation())

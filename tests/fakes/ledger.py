@@ -517,14 +517,6 @@ class FakeAgentLedger(_Fake):
         self._after("enter_archive")
         return Catalogued.SAME
 
-    async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
-        self._before("archives")
-        return tuple(
-            entry.facts
-            for entry in self.tables.verified(identity)
-            if node is None or entry.facts.node_id is None or entry.facts.node_id == node
-        )
-
     async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
         self._before("purgeable")
         return tuple(entry.facts for entry in self.tables.purgeable(ref))

@@ -12,7 +12,6 @@ from psycopg.rows import DictRow
 from perdure.api.archive import object_name
 from perdure.api.conditions import Reason
 from perdure.api.names import (
-    Identity,
     InstallationId,
     NamespaceUid,
     NodeId,
@@ -275,37 +274,20 @@ class PostgresAgentLedger:
         row = await self._fenced(doing, catalogue.ENTER, parameters, lease)
         return Catalogued.SAME if row["done"] else await self.catalogued(found)
 
-    async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
-        return await self._archives_of(identity, "archives", catalogue.OF_IDENTITY, {"node_id": node})
-
-    async def _archives_of(
-        self, identity: Identity, what: str, statement: sql.SQL, more: dict[str, object]
-    ) -> Sequence[ArchiveFacts]:
-        rows = await self._database.rows(
-            f"listing {what} of {identity.kind} {identity.namespace}/{identity.name}",
-            statement,
-            {**self._identity_parameters(identity), **more},
-        )
-        return tuple(map(catalogue.archive_facts, rows))
-
-    def _identity_parameters(self, identity: Identity) -> dict[str, object]:
-        return {
-            "installation": self._installation,
-            "namespace_uid": identity.namespace_uid,
-            "namespace": identity.namespace,
-            "kind": identity.kind,
-            "name": identity.name,
-        }
-
     async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
         """Oldest first."""
-        return await self._archives_of(ref.identity, "purgeable archives", catalogue.PURGEABLE, {"uid": ref.uid})
+        rows = await self._database.rows(
+            f"listing purgeable archives of {ref}",
+            catalogue.PURGEABLE,
+            operations.identity_parameters(self._installation, ref),
+        )
+        return tuple(map(catalogue.archive_facts, rows))
 
     async def spared(self, ref: RuntimeRef) -> frozenset[int]:
         rows = await self._database.rows(
             f"listing what a purge of {ref} spares",
             catalogue.SPARED,
-            {**self._identity_parameters(ref.identity), "uid": ref.uid},
+            operations.identity_parameters(self._installation, ref),
         )
         return frozenset(row["sequence"] for row in rows)
 

@@ -138,14 +138,6 @@ UPDATE archives SET state = 'quarantined', quarantined_at = now(), why = %(why)s
  WHERE installation = %(installation)s AND sequence = %(sequence)s AND state IN ('writing', 'verified')
 """)
 
-OF_IDENTITY = sql.SQL(f"""
-SELECT * FROM archives
- WHERE {_OF_THE_IDENTITY}
-   AND state = 'verified'
-   AND (%(node_id)s::text IS NULL OR node_id IS NULL OR node_id = %(node_id)s)
- ORDER BY sequence
-""")
-
 FARTHEST = 1_000_000
 """How far beyond the newest sequence that is known one may be that was given out in a time that is lost."""
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ _OF_THE_INTERFACE = frozenset({ErrorClass.ATTACHMENT_DAMAGED, ErrorClass.NETNS_L
 _LED_IN = re.compile(r"^-A PREROUTING .*-j CNI-HOSTPORT-DNAT", re.MULTILINE)
 _LED_ON = re.compile(r"^-A FORWARD .*-j CNI-FORWARD", re.MULTILINE)
 """Rules into the chains of portmap and of the firewall plugin, which those plugins' CHECK does not look for."""
+_LEADING = re.compile(r"^-A CNI-HOSTPORT-DNAT .*$", re.MULTILINE)
+"""portmap's rules, each into the chain of a container."""
 
 log = structlog.get_logger(__name__)
 
@@ -170,19 +172,19 @@ class Upkeep:
         """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
         for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
             present = [it for it in here if version in _versions(it.attached)]
-            for table, asked, has, hook in (
-                ("nat", [it.attached for it in present if it.attached.ports], _is_named, _LED_IN),
+            for table, asked, having, hook in (
+                ("nat", [it.attached for it in present if it.attached.ports], _led_into, _LED_IN),
                 (
                     "filter",
                     [it.attached for it in present if it.configured.accepts],
-                    partial(_is_accepted, version),
+                    partial(_accepted, version),
                     _LED_ON,
                 ),
             ):
                 if not asked:
                     continue
                 rules = await run(f"reading rules of table {table}", program, "-t", table, launcher=self.launcher)
-                there = [one for one in asked if has(one, rules)]
+                there = having(asked, rules)
                 for one in asked:
                     damage = await self._checked(one, table, rules) if one not in there else None
                     if damage is not None:
@@ -300,15 +302,22 @@ def _lost_as_gateway(found: Bridge, here: Sequence[_Here]) -> str:
     return ""
 
 
-def _is_named(attached: Attached, rules: str) -> bool:
-    """portmap, and the bridge plugin, write the container's id into a comment of each of theirs."""
-    return attached.ref.uid in rules
+def _led_into(asked: Sequence[Attached], rules: str) -> list[Attached]:
+    """Who has a rule of portmap's, which writes the container's id into a comment; so does the bridge plugin elsewhere."""
+    leading = "\n".join(_LEADING.findall(rules))
+    return [one for one in asked if one.ref.uid in leading]
 
 
-def _is_accepted(version: int, attached: Attached, rules: str) -> bool:
-    """The firewall plugin has a rule for each address, written as iptables-save(8) does."""
-    found = [address for address in map(ip_address, attached.addresses) if address.version == version]
-    return all(f"-A CNI-FORWARD -s {address}/{address.max_prefixlen} -j ACCEPT" in rules for address in found)
+def _accepted(version: int, asked: Sequence[Attached], rules: str) -> list[Attached]:
+    """Who has the firewall plugin's rule for each address, written as iptables-save(8) does."""
+
+    def rule(address: IPv4Address | IPv6Address) -> str:
+        return f"-A CNI-FORWARD -s {address}/{address.max_prefixlen} -j ACCEPT"
+
+    def own(one: Attached) -> Iterator[IPv4Address | IPv6Address]:
+        return (address for address in map(ip_address, one.addresses) if address.version == version)
+
+    return [one for one in asked if all(rule(address) in rules for address in own(one))]
 
 
 async def _all_of(*parts: Coroutine[Any, Any, None]) -> list[SandboxFailed]:

@@ -21,6 +21,7 @@ from perdure.reconcile.ports.archives import ArchiveRequest
 from perdure.reconcile.ports.engine import Layer
 from perdure.reconcile.ports.errors import ArchiveCorrupt, ArchiveOutdated, PortError
 from perdure.reconcile.ports.ledger import Lease
+from perdure.reconcile.workers import aside
 
 log = structlog.get_logger(__name__)
 
@@ -90,7 +91,8 @@ class DataSteps:
         clock = asyncio.get_running_loop()
         began = clock.time()
         try:
-            await self._hands.archives.restore(step.archive, layer)
+            async with aside():
+                await self._hands.archives.restore(step.archive, layer)
         except ArchiveCorrupt as error:
             await self._hands.ledger.quarantine(step.archive.sequence, str(error))
             raise
@@ -131,7 +133,8 @@ class DataSteps:
             sequence = await ledger.begin_archive(id_, ref, workspace, self._place.node_id, lease)
             request = ArchiveRequest(self._place.installation, ref, sequence, self._place.node_id, workspace)
             try:
-                return await self._hands.archives.export(request, layer)
+                async with aside():
+                    return await self._hands.archives.export(request, layer)
             except ArchiveOutdated as error:
                 log.info("archive_outdated", runtime=str(ref), uid=ref.uid, archive=sequence, error=str(error))
                 id_ = later_archive_id(operation, sequence)
@@ -212,7 +215,7 @@ class DataSteps:
         the layer is archived anew. Under the operation's lease: it may wait long for its turn, and read for long."""
         layer = await self._hands.engine.layer(archive.snapshot_key)
         try:
-            async with self._hands.leases.kept(archive.uid):
+            async with self._hands.leases.kept(archive.uid), aside():
                 if not self._verified_lately(archive, operation):
                     await self._hands.archives.verify(archive)
                     self._note_verified(archive, operation)
@@ -227,6 +230,7 @@ class DataSteps:
 
     def _note_verified(self, archive: ArchiveFacts, operation: OpenOperation) -> None:
         now = asyncio.get_running_loop().time()
+        self._verified = {uid: known for uid, known in self._verified.items() if now - known.at < VERIFIED_SECONDS}
         self._verified[archive.uid] = _Verified(archive.sequence, operation.id, now)
 
     def _verified_lately(self, archive: ArchiveFacts, operation: OpenOperation) -> bool:

@@ -65,11 +65,15 @@ class KeyedQueue(Generic[K]):
         self._due.pop(key, None)
         self.add(key)
 
-    async def get(self) -> K:
-        """The next key, which is in flight from now on until `done`."""
+    async def not_empty(self) -> None:
+        """Wait until a key is ready."""
         while not self._ready:
             self._wakeup.clear()
             await self._wakeup.wait()
+
+    async def get(self) -> K:
+        """The next key, which is in flight from now on until `done`."""
+        await self.not_empty()
         key = self._ready.popleft()
         del self._queued[key]
         self._in_flight.add(key)

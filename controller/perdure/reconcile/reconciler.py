@@ -79,6 +79,7 @@ class Reconciler:
             world = await loop.observer.look(uid)
             self._follow(uid, world)
             if world is None:
+                self._told_why.pop(uid, None)
                 break
             plan_ = plan(world, loop.now())
             if failed is not None and plan_.steps:

@@ -30,13 +30,13 @@ from perdure.reconcile.leases import LeaseKeeper
 from perdure.reconcile.ports.journal import OperationStarted
 from perdure.reconcile.queue import KeyedQueue
 from perdure.reconcile.uptime import uptime
-from perdure.reconcile.workers import work
+from perdure.reconcile.workers import work_with
 from rig.bench.results import Goal, Row
 from rig.bench.stage import eventually
 from rig.progress import say
 
 WORKERS = 8
-"""As many as an agent has."""
+"""Keys that are handled at once."""
 SOON_SECONDS = 3.0
 """Long enough for everything to be looked at once before the first one is due."""
 TTL, LONG_AFTER = "1h", 3000.0
@@ -106,7 +106,7 @@ async def sweep(url: str, stopped: int, due: int) -> list[Row]:
         ledger, guards = PostgresAgentLedger(database, _CLUSTER, _NODE), Guards(journal)
         await guards.check_ledger(await ledger.identity())
         node = _Node(ledger, guards)
-        workers = [asyncio.create_task(work(node.queue, node.handle, _crashed)) for _ in range(WORKERS)]
+        working = asyncio.create_task(work_with(WORKERS, node.queue, node.handle, _crashed))
         began, cpu = time.perf_counter(), time.process_time()
         for number in range(due, stopped):
             node.stop(number, LONG_AFTER)
@@ -121,13 +121,12 @@ async def sweep(url: str, stopped: int, due: int) -> list[Row]:
         await eventually(lambda: len(node.begun) >= due, "all that are due are begun")
         seconds = max(node.begun) - due_at
         again, cpu = node.looks - stopped, time.process_time() - cpu
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
         node.queue.close()
         touched = await database.row("counting", _TOUCHED, {"installation": _CLUSTER})
     assert touched is not None
-    notes = f"{due} of {stopped} due at once, {WORKERS} workers, a lease and a committed intent each; no engine"
+    notes = f"{due} of {stopped} due at once, {WORKERS} at once, a lease and a committed intent each; no engine"
     return [
         Row("sweep: all that are due begun after", "s", seconds, due, goal=Goal(SWEEP_GOAL_SECONDS), notes=notes),
         Row("sweep: runtimes looked at", "", again, 1, goal=Goal(due), notes=notes),

@@ -323,6 +323,18 @@ async def test_a_lost_rule_that_leads_to_ports_comes_back(node: OwnNode) -> None
     assert "-j CNI-HOSTPORT-DNAT" in run("iptables", "-t", "nat", "-S", "PREROUTING")
 
 
+async def test_a_lost_rule_of_one_port_comes_back_although_another_rule_names_the_runtime(node: OwnNode) -> None:
+    here = await pair(node, bridge(ipMasq=True), PORTMAP)
+    assert here.published.ref.uid in run("iptables", "-t", "nat", "-S", "POSTROUTING")
+    await here.look()
+    assert node.woken == []
+    run("iptables", "-t", "nat", "-F", "CNI-HOSTPORT-DNAT")
+    await here.look()
+    assert node.woken == [here.published.ref.uid]
+    assert await here.agent.sandbox.attach(here.published) == here.facts
+    assert here.port_leads_in()
+
+
 async def test_flushed_port_rules_come_back_where_the_network_allows_no_check(node: OwnNode) -> None:
     node.write(disableCheck=True)
     agent, published = await node.agent(), node.plan(tcp(7001))

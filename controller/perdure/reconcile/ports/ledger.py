@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from perdure.api.names import (
-    Identity,
     NamespaceUid,
     NodeId,
     NodeName,
@@ -139,9 +138,6 @@ class AgentLedger(Protocol):
         """Enter an archive that lies verified in a store, with an operation's row (`adopt`), if the catalogue has nothing or
         something unfinished there: `SAME`. Else nothing is changed, and it says what is there. No later archive gets its
         sequence. `all_there_is`: nothing else is left of that life's data, so the data counts as put away in it."""
-
-    async def archives(self, identity: Identity, node: NodeId | None) -> Sequence[ArchiveFacts]:
-        """Verified archives of the identity (readable on `node`, if given), oldest first."""
 
     async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
         """Archives of the identity in any state but purged, wherever they are, without those to be retained and those of lives

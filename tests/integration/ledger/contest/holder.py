@@ -197,7 +197,7 @@ class Holder:
         return True
 
     async def _somebody_else_did_it(self, world: World, workspace: Workspace) -> bool:
-        archives = await self._ledger.archives(world.ref.identity, None)
+        archives = await self._ledger.purgeable(world.ref)
         assert workspace.key in {archive.snapshot_key for archive in archives}, f"{workspace.key} is in no archive"
         replaced = replace(self._journal.record(world.ref.uid) or world.record, workspace=None)
         await self._journal.commit(put=replaced)
