@@ -56,18 +56,26 @@ class _Place:
         self._places = places
         self._away = 0
         self._held = True
+        self._over = False
 
     def leave(self) -> None:
         self._away += 1
-        self.give_back()
+        self._give_back()
 
     async def come_back(self) -> None:
         self._away -= 1
-        if self._away == 0:
-            await self._places.acquire()
-            self._held = True
+        if self._away or self._held or self._over:
+            return
+        await self._places.acquire()
+        if self._held or self._over:  # by another step, or because one of them was a defect: nobody would give it back
+            self._places.release()
+        self._held = not self._over
 
-    def give_back(self) -> None:
+    def end(self) -> None:
+        self._over = True
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._held:
             self._held = False
             self._places.release()
@@ -89,4 +97,4 @@ async def _work(
         queue.add_in(uid, CRASH_RETRY_SECONDS)
     finally:
         queue.done(uid)
-        place.give_back()
+        place.end()

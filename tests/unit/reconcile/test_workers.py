@@ -130,6 +130,24 @@ async def test_what_fails_aside_fails_in_a_place(queue: KeyedQueue[Uid]) -> None
     assert handled.begun == list("abc")
 
 
+async def test_a_step_that_comes_back_to_an_ended_handler_takes_no_place(queue: KeyedQueue[Uid]) -> None:
+    handled, turn, left = Handled(), asyncio.Event(), list[asyncio.Task[None]]()
+
+    async def fail_beside_a_step(uid: Uid) -> None:
+        left.append(asyncio.create_task(wait_aside(turn)))
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    async with working(1, queue, handled, fail_beside_a_step):
+        queue.add(Uid("a"))
+        await handled.until_crashed(1)
+        turn.set()
+        await asyncio.gather(*left)
+        queue.add(Uid("b"))
+        await handled.until_crashed(2)
+    await asyncio.gather(*left)
+
+
 async def test_aside_does_nothing_where_there_are_no_places() -> None:
     async with aside():
         pass
