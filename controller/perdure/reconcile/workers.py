@@ -64,12 +64,17 @@ class _Place:
 
     async def come_back(self) -> None:
         self._away -= 1
-        if self._away or self._held or self._over:
+        if self._away or not self._needed():
             return
         await self._places.acquire()
-        if self._held or self._over:  # by another step, or because one of them was a defect: nobody would give it back
+        if self._needed():
+            self._held = True
+        else:
             self._places.release()
-        self._held = not self._over
+
+    def _needed(self) -> bool:
+        """Not where another step has one for all, nor where one was a defect: nobody would give it back."""
+        return not self._held and not self._over
 
     def end(self) -> None:
         self._over = True
