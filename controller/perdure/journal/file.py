@@ -61,6 +61,8 @@ class FileJournal:
         self._writer: asyncio.Task[None] | None = None
         self._rows_on_the_way = 0
         self._sending = asyncio.Lock()
+        self._unanswered: asyncio.Future[None] | None = None
+        """Of a change to the rows that wait, whose caller was cancelled or ran out of time: it may yet be made."""
         self._compact_above = settings.compact_bytes
         self._closed = False
 
@@ -128,10 +130,11 @@ class FileJournal:
     async def sent(self, count: int) -> None:
         """See `Journal`. One task sends: `count` is of the `unsent()` that it read. Raises `ValueError` for more."""
         async with self._sending:
+            await self._after_the_unanswered()
             if not 0 <= count <= len(self._state.unsent):
                 raise ValueError(f"{count} rows cannot be confirmed: {len(self._state.unsent)} are waiting")
             if count:
-                await self._durable(Entry(sent=count))
+                await self._change_waiting(Entry(sent=count))
 
     def refused(self) -> Sequence[LedgerRow]:
         return tuple(self._state.aside)
@@ -139,18 +142,52 @@ class FileJournal:
     async def set_aside(self) -> None:
         """See `Journal`. Raises `ValueError` if nothing is waiting."""
         async with self._sending:
+            await self._after_the_unanswered()
             if not self._state.unsent:
                 raise ValueError("no row can have been refused: none is waiting")
-            await self._durable(Entry(sent=1, aside=(Row.of(self._state.unsent[0]),)))
+            await self._change_waiting(Entry(sent=1, aside=(Row.of(self._state.unsent[0]),)))
 
     async def take_back(self) -> None:
         async with self._sending:
+            await self._after_the_unanswered()
             if self._state.aside:
-                await self._durable(Entry(back=True))
+                await self._change_waiting(Entry(back=True))
+
+    async def _change_waiting(self, entry: Entry) -> None:
+        """Rows are named by their place in the line, so one such change is made at a time."""
+        done = self._begin(entry)
+        try:
+            await self._answer_to(done)
+        finally:
+            if not done.done():
+                self._unanswered = done
+
+    async def _after_the_unanswered(self) -> None:
+        """Raises `JournalFailed` if an earlier change was made after all: its caller gave up, and whoever read what waits
+        before may have read too early, and would name other rows than it means."""
+        unanswered = self._unanswered
+        if unanswered is None:
+            return
+        try:
+            await self._answer_to(unanswered)
+        except JournalFailed:
+            if not unanswered.done():
+                raise
+            self._unanswered = None
+            return
+        self._unanswered = None
+        raise JournalFailed(
+            f"telling the node journal {self._log.path} what the ledger has: an earlier answer was written only now; "
+            "what waits is read and sent again, which changes nothing in the ledger"
+        )
 
     # ------------------------------------------------------------------------------------------ group commit
 
     async def _durable(self, entry: Entry) -> None:
+        await self._answer_to(self._begin(entry))
+
+    def _begin(self, entry: Entry) -> asyncio.Future[None]:
+        """Have it written; done when it is durable and applied."""
         if self._closed:
             raise JournalFailed(f"committing to the node journal {self._log.path}: it is closed, the agent is ending")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -159,6 +196,9 @@ class FileJournal:
         self._rows_on_the_way += len(entry.rows)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain(), name="journal-writer")
+        return done
+
+    async def _answer_to(self, done: asyncio.Future[None]) -> None:
         try:
             async with asyncio.timeout(self._settings.deadline_seconds):
                 await asyncio.shield(done)

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -308,21 +309,57 @@ async def test_a_full_outbox_refuses_and_drops_nothing(tmp_path: Path) -> None:
     await journal.close()
 
 
-async def test_a_disk_that_does_not_answer_is_an_error_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
+@pytest.fixture
+def disk_answers(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set: it does. Cleared: what is written waits until it is set again."""
+    answers, real = threading.Event(), os.fdatasync
+    answers.set()
 
-    answered = threading.Event()
-    real = os.fdatasync
-
-    def stuck(descriptor: int) -> None:
-        assert answered.wait(30)
+    def sync(descriptor: int) -> None:
+        assert answers.wait(30)
         real(descriptor)
 
+    monkeypatch.setattr(os, "fdatasync", sync)
+    return answers
+
+
+@pytest.mark.parametrize("gives_up", ["deadline", "cancelled"])
+@pytest.mark.parametrize("act", ["sent", "set_aside"])
+async def test_a_confirmation_that_is_made_after_its_caller_gave_up_costs_no_later_row(
+    tmp_path: Path, disk_answers: threading.Event, gives_up: str, act: str
+) -> None:
+    journal = FileJournal.open(tmp_path, JournalSettings(reserve_bytes=0, deadline_seconds=3.0))
+    await journal.commit(put=record(1), rows=rows(1))
+
+    async def confirm() -> None:
+        await (journal.sent(2) if act == "sent" else journal.set_aside())
+
+    disk_answers.clear()
+    confirming = asyncio.create_task(confirm())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    if gives_up == "cancelled":
+        confirming.cancel()
+    with pytest.raises((JournalFailed, asyncio.CancelledError)):
+        await confirming
+    assert list(journal.unsent()) == [*rows(1)], "it was read before the disk had it"
+    disk_answers.set()
+    await journal.commit(put=record(2), rows=rows(2))
+    with pytest.raises(JournalFailed, match="an earlier answer was written only now"):
+        await journal.sent(2)
+    left = [*rows(2)] if act == "sent" else [rows(1)[1], *rows(2)]
+    assert list(journal.unsent()) == left
+    await journal.sent(len(left))
+    assert list(journal.unsent()) == []
+    await journal.close()
+
+
+async def test_a_disk_that_does_not_answer_is_an_error_in_time(tmp_path: Path, disk_answers: threading.Event) -> None:
     journal = FileJournal.open(tmp_path, JournalSettings(reserve_bytes=0, deadline_seconds=0.05))
-    monkeypatch.setattr(os, "fdatasync", stuck)
+    disk_answers.clear()
     with pytest.raises(JournalFailed, match="did not answer within"):
         await journal.commit(put=record(1))
-    answered.set()
+    disk_answers.set()
     await journal.close()
     with pytest.raises(JournalFailed, match="closed"):
         await journal.commit(put=record(2))
