@@ -212,6 +212,15 @@ async def test_a_damaged_archive_is_corrupt_and_never_restored(rig: Rig) -> None
     assert list(await rig.archives.list(INSTALLATION, REF)) == [4]
 
 
+async def test_an_archive_that_became_shorter_does_not_stand_for_its_layer(rig: Rig) -> None:
+    source = rig.layer(1, FILES)
+    archive = await rig.archives.export(request_for(source, 4), source)
+    await rig.archives.compare(archive, source)
+    rig.damage(4)
+    with pytest.raises(ArchiveCorrupt):
+        await rig.archives.compare(archive, source)
+
+
 async def test_an_archive_of_another_hash_is_corrupt(rig: Rig) -> None:
     source, target = rig.layer(1, FILES), rig.layer(2)
     archive = await rig.archives.export(request_for(source, 4), source)

@@ -20,7 +20,7 @@ from perdure.api.runtime import (
     RuntimeSpec,
 )
 from perdure.plan.health import HealthKind
-from perdure.plan.world import TaskState
+from perdure.plan.world import Op, TaskState
 
 KEY = (Kind.BOT, "agents", "hermes")
 SPEC = RuntimeSpec(image="example/image:1", command=("/bin/run",))
@@ -61,6 +61,17 @@ def purge_after_all(survivors: Survivors) -> None:
         edit(deletion_policy=DeletionPolicy.PURGE)(survivors)
 
 
+def delete_with_purge_and_no_ledger(survivors: Survivors) -> None:
+    survivors.tables.away = "connection refused"
+    delete_with(DeletionPolicy.PURGE)(survivors)
+
+
+def purge_is_taken_back(survivors: Survivors) -> None:
+    """Purge becomes Preserve before the ledger has heard of it."""
+    edit(deletion_policy=DeletionPolicy.PRESERVE)(survivors)
+    survivors.tables.away = None
+
+
 def process_crashes(code: int = 1) -> Act:
     def act(survivors: Survivors) -> None:
         for container in list(survivors.machine.tasks):
@@ -92,6 +103,11 @@ def tear_finalizer_off(survivors: Survivors) -> None:
     """Somebody makes the object go at once; the rest has to follow without it."""
     if KEY in survivors.cluster.runtimes:
         survivors.cluster.remove(survivors.cluster.runtimes[KEY])
+
+
+def tear_finalizer_off_and_bring_ledger_back(survivors: Survivors) -> None:
+    tear_finalizer_off(survivors)
+    survivors.tables.away = None
 
 
 # ---------------------------------------------------------------------------------------------- what it comes to
@@ -176,6 +192,12 @@ def purged(survivors: Survivors) -> bool:
         and all(entry.state == "purged" for entry in tables.archives.values())
         and all(entry.released for entry in tables.runtimes.values())
     )
+
+
+def purge_is_not_committed(survivors: Survivors) -> bool:
+    """It is in the node's journal, and nowhere else."""
+    operations = [record.operation for record in survivors.disk.records.values()]
+    return [(it.op, it.committed) for it in operations if it is not None] == [(Op.PURGE, False)]
 
 
 def released_by_force(survivors: Survivors) -> bool:
@@ -273,6 +295,24 @@ STORIES: tuple[Story, ...] = (
         (START, _during(delete, purged, "archives.export_half", purge_after_all)),
         purged=True,
         tried_from=1,
+    ),
+    Story(
+        "purge taken back before it was committed",
+        (
+            *(START, PRESERVE, LATEST),
+            Stage(delete_with_purge_and_no_ledger, purge_is_not_committed),
+            Stage(purge_is_taken_back, preserved(2)),
+        ),
+        tried_from=4,
+    ),
+    Story(
+        "object torn off before its purge was committed",
+        (
+            *(START, PRESERVE, LATEST),
+            Stage(delete_with_purge_and_no_ledger, purge_is_not_committed),
+            Stage(tear_finalizer_off_and_bring_ledger_back, preserved(2)),
+        ),
+        tried_from=4,
     ),
     Story("lost journal", (START, Stage(lose_journal, running, restarts=True)), tried_from=1),
     Story(

@@ -89,6 +89,8 @@ class FakeArchives:
         stored = self._stored(archive)
         if not stored.complete:
             raise ArchiveCorrupt(f"archive {archive.sequence} has no manifest")
+        if _size(stored.files) != archive.bytes:
+            raise ArchiveCorrupt(f"archive {archive.sequence} is not as large as the catalogue says")
         self._check_same(stored, layer)
 
     def _check_same(self, stored: StoredArchive, layer: Layer) -> None:
@@ -150,9 +152,14 @@ def digest(files: Mapping[str, str]) -> str:
     return hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
 
 
+def _size(files: Mapping[str, str]) -> int:
+    """How many bytes an archive of them has."""
+    return 100 * len(files)
+
+
 def _facts(request: ArchiveRequest, files: Mapping[str, str]) -> ArchiveFacts:
     ref, workspace = request.ref, request.workspace
-    size = 100 * len(files)
+    size = _size(files)
     return ArchiveFacts(
         sequence=request.sequence,
         kind=ref.kind,

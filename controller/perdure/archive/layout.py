@@ -40,9 +40,14 @@ class Busy(Fault):
 
 def component(name: str) -> str:
     """A name that is one component of a path. Raises `ValueError`."""
-    if _COMPONENT.fullmatch(name) is None:
+    if not _is_component(name):
         raise ValueError(f"{name!r} cannot be the name of a folder in a store")
     return name
+
+
+def _is_component(name: str) -> bool:
+    """What file systems keep in any folder (`lost+found`, `.snapshot`, `.Trash-0`) is none."""
+    return _COMPONENT.fullmatch(name) is not None
 
 
 def archive_name(sequence: int) -> str:
@@ -87,12 +92,14 @@ def _make_folder(parent: int, name: str) -> None:
 
 
 def folders(root: Path, parts: tuple[str, ...]) -> list[str]:
-    """Names of the folders in a folder of the store; none if it is not there. A missing root is an `OSError`."""
+    """Names of the folders in a folder of the store that an archive may be in; none if it is not there. A missing root is
+    an `OSError`."""
     with open_folder(root, ()):
         pass  # a store that is away must not look like one that is empty
     try:
         with open_folder(root, parts) as folder, os.scandir(folder) as listing:
-            return sorted(entry.name for entry in listing if entry.is_dir(follow_symlinks=False))
+            found = (entry.name for entry in listing if entry.is_dir(follow_symlinks=False))
+            return sorted(filter(_is_component, found))
     except FileNotFoundError:
         return []
 
@@ -115,7 +122,8 @@ def prune(root: Path, parts: tuple[str, ...]) -> None:
 def sweep_store(root: Path) -> int:
     """Remove what killed jobs left anywhere in the store, but where a job is at work; how many files."""
     swept = 0
-    for folder, _, names in os.walk(root, onerror=_raise):
+    for folder, inner, names in os.walk(root, onerror=_raise):
+        inner[:] = filter(_is_component, inner)
         if any(name.endswith(_PARTIAL_SUFFIX) for name in names):
             parts = Path(folder).relative_to(root).parts
             with open_folder(root, parts) as opened, suppress(Busy), locked(opened):

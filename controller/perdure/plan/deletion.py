@@ -169,7 +169,7 @@ def _failed_lately(scene: Scene) -> Plan | None:
 def _op(scene: Scene) -> Op:
     """Purge once its intent is committed, whatever the policy says later; until then what the policy says now."""
     operation = scene.record.operation
-    if operation is not None and operation.op is Op.PURGE:
+    if operation is not None and operation.op is Op.PURGE and operation.committed:
         return Op.PURGE
     if scene.runtime.deletion_timestamp == _GONE:
         return Op.PRESERVE if operation is not None and operation.op is Op.PRESERVE else Op.DISPOSE

@@ -37,6 +37,8 @@ class Outbox:
         self._node = node
         self._poked = asyncio.Event()
         self._sending = asyncio.Lock()
+        """Held from reading what comes first in the journal until that is confirmed or set aside: the journal counts from
+        the front."""
         self._told: set[str] = set()
         """Refused rows that the log has already."""
 
@@ -75,7 +77,8 @@ class Outbox:
             self._poked.clear()
             try:
                 if asyncio.get_running_loop().time() >= again_at:
-                    await self._journal.take_back()
+                    async with self._sending:
+                        await self._journal.take_back()
                     again_at = asyncio.get_running_loop().time() + REFUSED_SECONDS
                 await self.flush()
                 failures = 0

@@ -97,6 +97,24 @@ async def test_a_read_only_store_is_unavailable_for_writing_and_can_be_read(plac
     assert describe(place.fresh.upper) == describe(place.source.upper)
 
 
+async def test_a_store_on_a_disk_of_its_own_is_used_around_what_the_file_system_keeps_there(place: Place) -> None:
+    for name in ("lost+found/#12", ".snapshot/hourly.0", ".Trash-0/files"):
+        (place.store.root / name).mkdir(parents=True)
+        (place.store.root / name / "1.tar.zst.partial").touch()
+    (place.store.root / "readme").touch()
+    theirs = stored(place)
+    await place.store.open()
+    archive = await place.store.export(request(), place.source)
+    (place.runtime_folder.parent / ".snapshot").mkdir()
+    await place.store.verify(archive)
+    await place.store.compare(archive, place.source)
+    await place.store.restore(archive, place.fresh)
+    assert await place.store.list(INSTALLATION, REF) == (archive.sequence,)
+    await place.store.delete(archive)
+    assert await place.store.list(INSTALLATION, REF) == ()
+    assert stored(place) == theirs
+
+
 async def test_a_store_that_is_away_is_no_empty_store(place: Place) -> None:
     archive = await place.store.export(request(), place.source)
     place.store.root.rename(place.base / "elsewhere")

@@ -76,3 +76,14 @@ def test_the_sweep_of_a_store_takes_temporary_files_only(tmp_path: Path) -> None
     assert layout.sweep_store(tmp_path) == 3
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["1.json", "1.tar.zst"]
     assert layout.sweep_store(tmp_path) == 0
+
+
+def test_what_a_file_system_keeps_in_a_store_is_not_looked_into(tmp_path: Path) -> None:
+    for name in ("lost+found/#12", ".snapshot/hourly", "cluster/.snapshot"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.tar.zst.partial").touch()
+    (tmp_path / "readme").touch()
+    assert layout.folders(tmp_path, ()) == ["cluster"]
+    assert layout.folders(tmp_path, ("cluster",)) == []
+    assert layout.sweep_store(tmp_path) == 0
+    assert len(list(tmp_path.rglob("*.partial"))) == 3

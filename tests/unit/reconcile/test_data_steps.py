@@ -125,6 +125,22 @@ async def test_an_archive_that_rotted_since_is_made_anew_before_anything_goes(wh
     assert KEY not in bench.machine.snapshots
 
 
+async def test_an_archive_that_lost_its_bytes_just_now_is_made_anew_before_anything_goes() -> None:
+    bench = await archived_bench()
+    emptied = bench.archived()
+    assert emptied is not None
+    bench.store.archives[emptied.sequence].files.clear()
+    assert (await bench.refused()).reason is Reason.ARCHIVE_CORRUPT
+    assert bench.calls["archives.verify"] == 0
+    assert bench.tables.archives[emptied.sequence].state == "quarantined"
+    await bench.steps.archive(REF)
+    await bench.steps.remove_workspace(REMOVE, REF)
+    anew = max(bench.store.archives)
+    assert anew > emptied.sequence
+    assert bench.store.archives[anew].files == {"save": "level 3"}
+    assert KEY not in bench.machine.snapshots
+
+
 async def test_an_archive_that_is_not_in_its_store_any_more_is_waited_for() -> None:
     """The store may not be mounted: it is no more believed to be empty than anything else is believed to be gone."""
     bench = await archived_bench()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+from structlog.testing import capture_logs
 from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
 from tests.fakes.engine import FakeMachine
 from tests.fakes.journal import FakeJournal
@@ -10,16 +13,31 @@ from tests.fakes.ledger import ArchiveEntry, ArchiveState, FakeAgentLedger, Ledg
 from tests.integration.ledger.samples import ref, workspace
 from tests.property.model import archive_of
 
+from perdure.api.conditions import Reason
 from perdure.api.names import ChainId, InstallationId, NodeId, OperationId, Uid
 from perdure.kube.cache import RuntimeCache
-from perdure.plan.world import ImageFacts, Record
+from perdure.plan.world import ArchiveFacts, ImageFacts, Record
 from perdure.reconcile.guards import Guards
 from perdure.reconcile.janitor import Janitor
 from perdure.reconcile.ports.archives import ArchiveRequest
-from perdure.reconcile.ports.errors import LedgerChanged, LedgerUnavailable, PortError
+from perdure.reconcile.ports.errors import LedgerChanged, LedgerUnavailable, PortError, StoreError
 from perdure.reconcile.ports.ledger import LedgerIdentity
 
 NODE = NodeId("node-1")
+
+
+class Archives(FakeArchives):
+    """`stuck`: one that cannot be deleted. `deleted` is called after each that was."""
+
+    stuck: int | None = None
+    deleted: Callable[[], None] | None = None
+
+    async def delete(self, archive: ArchiveFacts) -> None:
+        if archive.sequence == self.stuck:
+            raise StoreError("deleting it: Operation not permitted", reason=Reason.STORE_UNAVAILABLE)
+        await super().delete(archive)
+        if self.deleted is not None:
+            self.deleted()
 
 
 class Bench:
@@ -35,8 +53,8 @@ class Bench:
             facts = archive_of(life, sequence, NODE, life.snapshot_key(1), image)
             self.tables.archives[sequence] = ArchiveEntry(facts, life, OperationId("preserve"), state)
         self.guards = Guards(self.journal)
-        ledger = FakeAgentLedger(NODE, self.tables)
-        self.janitor = Janitor(ledger, FakeArchives(self.store, FakeMachine()), NODE, self.guards)
+        self.archives = Archives(self.store, FakeMachine())
+        self.janitor = Janitor(FakeAgentLedger(NODE, self.tables), self.archives, NODE, self.guards)
 
     async def checked(self) -> Bench:
         """A first connection was made, and it led to the ledger."""
@@ -91,3 +109,33 @@ async def test_a_ledger_that_is_away_deletes_nothing() -> None:
         await bench.janitor.sweep()
     bench.tables.away = None
     assert bench.untouched()
+
+
+async def test_one_that_cannot_be_deleted_keeps_no_other() -> None:
+    bench = await Bench().checked()
+    bench.tables.archives[8].state = "purging"
+    bench.archives.stuck = 7
+    with capture_logs() as told:
+        assert await bench.janitor.sweep() == 1
+    assert [(line["archive"], "not permitted" in line["error"]) for line in told if "error" in line] == [(7, True)]
+    assert set(bench.store.archives) == {7}
+    assert [bench.tables.archives[n].state for n in (7, 8)] == ["purging", "purged"]
+    bench.archives.stuck = None
+    assert await bench.janitor.sweep() == 1
+    assert not bench.store.archives
+
+
+async def test_a_ledger_that_goes_away_meanwhile_ends_the_sweep() -> None:
+    bench = await Bench().checked()
+    bench.tables.archives[8].state = "purging"
+
+    def lose_ledger() -> None:
+        bench.tables.away = "connection refused"
+
+    bench.archives.deleted = lose_ledger
+    with pytest.raises(LedgerUnavailable):
+        await bench.janitor.sweep()
+    assert set(bench.store.archives) == {8}
+    bench.tables.away, bench.archives.deleted = None, None
+    assert await bench.janitor.sweep() == 2
+    assert [bench.tables.archives[n].state for n in (7, 8)] == ["purged", "purged"]

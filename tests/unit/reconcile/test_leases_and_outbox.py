@@ -268,6 +268,40 @@ async def test_refused_rows_are_tried_again_at_the_start_and_hourly() -> None:
     await _end(running)
 
 
+@pytest.mark.looptime
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_refused_rows_that_are_tried_again_while_others_are_on_their_way_push_none_of_them_out(
+    refuses: bool,
+) -> None:
+    """A worker begins a durable operation while the outbox begins its hour."""
+    clock, tables, disk = Clock(), LedgerTables(), JournalDisk(aside=list(rows(2)))
+    journal, asked, goes_on = FakeJournal(disk), asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeAgentLedger):
+        async def apply(self, rows: Sequence[LedgerRow], node: NodeName) -> None:
+            asked.set()
+            await goes_on.wait()
+            if refuses and clock.now < 2000 and any(row.id != "operation-1" for row in rows):
+                raise RowRefused("writing rows: timestamp out of range")
+            await super().apply(rows, node)
+
+    outbox = Outbox(journal, Slow(NODE, tables), NodeName("node"))
+    await journal.commit(rows=(*rows(1), *rows(3)))
+    worker = asyncio.create_task(outbox.flush())
+    await asked.wait()
+    running = asyncio.create_task(outbox.run())
+    await asyncio.sleep(1)
+    goes_on.set()
+    await worker
+    await asyncio.sleep(1)
+    clock.now = 3000.0
+    await asyncio.sleep(REFUSED_SECONDS)
+    assert (disk.aside, disk.unsent) == ([], [])
+    assert set(tables.operations) == {"operation-1", "operation-2", "operation-3"}
+    assert all(entry.started_at and entry.finished_at for entry in tables.operations.values())
+    await _end(running)
+
+
 # ---------------------------------------------------------------------------------------------- as time goes by
 
 RENEWAL_SECONDS = TTL_SECONDS / RENEWALS_PER_TTL

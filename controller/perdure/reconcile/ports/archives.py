@@ -58,8 +58,9 @@ class Archives(Protocol):
     async def verify(self, archive: ArchiveFacts) -> None: ...
 
     async def compare(self, archive: ArchiveFacts, layer: Layer) -> None:
-        """Hold the layer as it is now against the archive's manifest; the bytes are not read. Raises `ArchiveOutdated`
-        if anything in the layer was changed since the archive was made of it."""
+        """Hold the layer as it is now against the archive's manifest; the bytes are counted, and not read. Raises
+        `ArchiveOutdated` if anything in the layer was changed since the archive was made of it, `ArchiveCorrupt` if the
+        archive is not all there."""
 
     async def delete(self, archive: ArchiveFacts) -> None:
         """Remove the manifest, then the bytes. Not there: nothing."""
