@@ -4,6 +4,8 @@ any more goes, on a second look, and only where it is this network's."""
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -89,6 +91,19 @@ async def test_a_look_at_what_is_well_finds_and_changes_nothing(node: OwnNode) -
     await here.look()
     assert node.woken == []
     assert node.traces() == before
+    assert here.port_leads_in()
+
+
+async def test_limits_of_bandwidth_leave_the_link_on_the_bridge_protected(node: OwnNode) -> None:
+    """bandwidth names the link that it makes for traffic from the runtime after those of bridge."""
+    limits = {"type": "bandwidth", "egressRate": 8_000_000, "egressBurst": 8_000_000}
+    here = await pair(node, bridge(), PORTMAP, limits)
+    ports = {link["ifname"] for link in json.loads(run("ip", "-j", "link", "show", "master", BRIDGE))}
+    assert len(ports) == 2
+    assert {attached.port for attached in here.agent.upkeep.attachments.all()} == ports
+    assert ports <= set(re.findall(r'"(veth\w+)"', "".join(node.elements())))
+    await here.look()
+    assert node.woken == []
     assert here.port_leads_in()
 
 
