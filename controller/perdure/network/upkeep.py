@@ -68,6 +68,9 @@ _UNREADABLE = _Configured()
 class _Here:
     attached: Attached
     configured: _Configured
+    unmended: Damage | None
+    """What it was told before this look. It may be stopped, and so mend nothing for long: what everybody has lost is told to
+    the next one, one more with each look."""
 
     @property
     def uid(self) -> Uid:
@@ -140,9 +143,9 @@ class Upkeep:
                 if record.network not in read:
                     read[record.network] = _configured(record)
                 made[record.network_name, record.container_id] = read[record.network]
-        ids = self.sandbox.settings.ids
+        ids, damages = self.sandbox.settings.ids, self.attachments.damages
         return [
-            _Here(one, made.get((one.network, ids.id(one.ref.uid)), _UNREADABLE))
+            _Here(one, made.get((one.network, ids.id(one.ref.uid)), _UNREADABLE), damages.get(one.ref.uid))
             for one in self.attachments.all()
             if one.addresses
         ]
@@ -170,6 +173,7 @@ class Upkeep:
 
     async def _look_at_rules(self, here: Sequence[_Here]) -> None:
         """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
+        unmended = {it.uid for it in here if it.unmended is not None}
         for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
             present = [it for it in here if version in _versions(it.attached)]
             for table, asked, having, hook in (
@@ -189,9 +193,10 @@ class Upkeep:
                     damage = await self._checked(one, table, rules) if one not in there else None
                     if damage is not None:
                         self._damaged(one, damage)
-                if there and hook.search(rules) is None:
+                able = next((one for one in there if one.ref.uid not in unmended), None)
+                if able is not None and hook.search(rules) is None:
                     why = f"table {table} has lost the rule that leads to those of containers"
-                    self._damaged(there[0], Damage(why, interface=False))
+                    self._damaged(able, Damage(why, interface=False))
 
     def _damaged(self, attached: Attached, damage: Damage) -> None:
         """Unless it was attached anew while we looked, or more than that is known already."""
@@ -284,8 +289,10 @@ def _off_the_bridge(name: str, found: Bridge | None, here: Sequence[_Here]) -> d
     broken = {uid: f"link {port} is no port of bridge {name}" for port, uid in ports.items() if port not in up}
     broken |= {uid: f"link {port} is down" for port, uid in ports.items() if up.get(port) is False}
     wrong = "is down" if not found.is_up else _lost_as_gateway(found, here)
-    if not broken and wrong and ports:
-        broken[min(ports.values())] = f"bridge {name} {wrong}"
+    told = {it.uid for it in here if it.unmended is not None and it.unmended.interface}
+    able = set(ports.values()) - told
+    if wrong and able and able.isdisjoint(broken):
+        broken[min(able)] = f"bridge {name} {wrong}"
     return broken
 
 

@@ -26,6 +26,7 @@ from perdure.reconcile.ports.sandbox import SandboxPlan
 pytestmark = pytest.mark.root
 
 SECOND_ADDRESS = "10.91.0.2"
+FIREWALL: dict[str, object] = {"type": "firewall"}
 
 
 @dataclass
@@ -283,6 +284,52 @@ async def test_a_bridge_that_was_changed_is_mended_by_one_of_those_on_it(
     assert node.woken == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("ip", "link", "set", BRIDGE, "down"),
+        ("ip", "address", "flush", "dev", BRIDGE, "scope", "global"),
+        ("iptables", "-t", "nat", "-F", "PREROUTING"),
+        ("iptables", "-F", "FORWARD"),
+    ],
+    ids=["bridge down", "bridge without its address", "way to ports", "way to accepted"],
+)
+async def test_what_everybody_lost_is_told_to_another_where_who_was_told_does_not_mend_it(
+    node: OwnNode, change: tuple[str, ...]
+) -> None:
+    """As one that is stopped does not: it has a network, and nobody repairs it before it runs again."""
+    node.write(bridge(), PORTMAP, FIREWALL)
+    agent, plans = await node.agent(), {plan.ref.uid: plan for plan in (node.plan(tcp(7001)), node.plan(tcp(7002)))}
+    for plan in plans.values():
+        await agent.sandbox.create(plan)
+        await agent.sandbox.attach(plan)
+    run(*change)
+    for told in (1, 2, 2):
+        assert await agent.upkeep.look() == []
+        assert len(set(node.woken)) == len(node.woken) == told
+    stopped, running = node.woken
+    await agent.sandbox.attach(plans[running])
+    assert await agent.upkeep.look() == []
+    assert node.woken == [stopped, running]
+    assert node.answers(running, plans[running].ports[0].host_port)
+    assert "-j CNI-FORWARD" in run("iptables", "-S", "FORWARD")
+
+
+async def test_a_bridge_that_is_lost_is_told_of_while_somebody_s_link_is_off_it_all_the_time(node: OwnNode) -> None:
+    here = await pair(node)
+    run("ip", "link", "delete", BRIDGE)
+    await here.look()
+    here.facts = await here.agent.sandbox.attach(here.published)
+    await here.look()
+    assert "is no port of bridge" in await here.damage(here.plain.ref.uid)
+    node.woken.clear()
+    run("ip", "link", "set", BRIDGE, "down")
+    await here.look()
+    assert node.woken == [here.published.ref.uid]
+    here.facts = await here.agent.sandbox.attach(here.published)
+    assert here.port_leads_in()
+
+
 async def test_a_bridge_that_cannot_be_looked_at_keeps_no_other_damage_from_being_told(node: OwnNode) -> None:
     here = await pair(node)
     uid = here.plain.ref.uid
@@ -303,9 +350,6 @@ async def test_a_way_out_that_was_lost_comes_back(node: OwnNode) -> None:
     assert "default route of IPv4" in await here.damage(uid)
     await here.agent.sandbox.attach(here.plain)
     assert "default" in node.inside(uid, "ip", "route")
-
-
-FIREWALL: dict[str, object] = {"type": "firewall"}
 
 
 @pytest.mark.parametrize("flushed", [("-F",), ("-F", "FORWARD"), ("-F", "CNI-FORWARD")], ids=["all", "hook", "own"])
