@@ -10,15 +10,16 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.integration.network.own_node import BRIDGE, GATEWAY4, PLUGINS, PORTMAP, OwnNode, bridge, run, socket_in, tcp
-from tests.unit.network.cni.plugins import led_in, port_keeper
+from tests.unit.network.cni.plugins import calls, led_in, port_keeper, script
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.networks import Networks
 from perdure.network.container_ids import ContainerIds
+from perdure.network.upkeep import ASK_AGAIN_LOOKS
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import SandboxFacts
 from perdure.reconcile.ports.sandbox import SandboxPlan
@@ -392,6 +393,57 @@ async def test_a_lost_rule_of_one_port_comes_back_although_another_rule_names_th
     assert node.woken == [here.published.ref.uid]
     assert await here.agent.sandbox.attach(here.published) == here.facts
     assert here.port_leads_in()
+
+
+@pytest.mark.parametrize(
+    "change", [("promisc", "on"), ("address", "02:00:00:00:89:01")], ids=["listened to", "with another MAC"]
+)
+async def test_flushed_port_rules_of_a_changed_bridge_come_back_and_whoever_is_connected_stays_so(
+    node: OwnNode, change: tuple[str, ...]
+) -> None:
+    here = await pair(node)
+    run("ip", "link", "set", BRIDGE, *change)
+    with here.connected():
+        run("iptables", "-t", "nat", "-F")
+        await here.look()
+        assert node.woken == [here.published.ref.uid]
+        assert "rules-missing" in await here.damage(here.published.ref.uid)
+        assert await here.agent.sandbox.attach(here.published) == here.facts
+        assert here.port_leads_in()
+
+
+async def test_who_is_confirmed_is_not_asked_of_with_each_look_but_again_and_again(node: OwnNode) -> None:
+    """A firewall plugin that has its rules elsewhere than in iptables, as with firewalld."""
+    plugins = node.folder / "plugins"
+    plugins.mkdir()
+    refusal = json.dumps({"code": 999, "msg": "expected --source rule of firewalld not found"})
+    script(
+        plugins,
+        "firewall",
+        f"""printf '%s\\tfirewall\\n' $CNI_COMMAND >>$calls
+case $CNI_COMMAND in
+  ADD) tr -d '\\n' | sed 's/.*"prevResult":\\(.*\\)}}$/\\1/' ;;
+  CHECK) [ ! -e {plugins}/lost ] || {{ echo '{refusal}'; exit 1; }} ;;
+esac""",
+    )
+    node.plugins = (plugins, PLUGINS)
+    here = await pair(node, bridge(), FIREWALL, PORTMAP)
+
+    async def asked(looks: int) -> int:
+        before = calls(plugins).count(("CHECK", "firewall"))
+        for _ in range(looks):
+            await here.look()
+        return calls(plugins).count(("CHECK", "firewall")) - before
+
+    assert await asked(1) == 2
+    assert await asked(ASK_AGAIN_LOOKS - 1) == 0
+    assert await asked(1) == 2
+    here.facts = await here.agent.sandbox.attach(replace(here.published, ports=(tcp(7002),)))
+    assert await asked(1) == 1, "what was changed since is not confirmed"
+    (plugins / "lost").touch()
+    assert node.woken == []
+    assert await asked(ASK_AGAIN_LOOKS)
+    assert set(node.woken) == {here.published.ref.uid, here.plain.ref.uid}
 
 
 async def test_flushed_port_rules_come_back_where_the_network_allows_no_check(node: OwnNode) -> None:
