@@ -35,6 +35,8 @@ class _Plugin(msgspec.Struct, frozen=True, rename="camel"):
     bridge: str = DEFAULT_BRIDGE
     is_gateway: bool = False
     is_default_gateway: bool = False
+    vlan: object = 0
+    vlan_trunk: object = None
     ipam: _Ipam = _Ipam()
 
 
@@ -51,13 +53,19 @@ class Bridged:
 
 
 def bridged(network: Network) -> Bridged | None:
-    """Raises `ValueError` for a bridge or subnets that are none."""
+    """Raises `ValueError` for a bridge or subnets that are none, and for a bridge with VLANs: what is routed comes from a
+    link beside the bridge then, as `cni0.100` (plugins/main/bridge, ensureVlanInterface), and not from the bridge."""
     try:
         plugin = msgspec.json.decode(network.plugins[0].document, type=_Plugin)
     except msgspec.ValidationError as error:
         raise ValueError(f"its first plugin is not understood: {error}") from error
     if plugin.type != "bridge" or plugin.ipam.type != "host-local":
         return None
+    if plugin.vlan or plugin.vlan_trunk:
+        raise ValueError(
+            f"bridge {plugin.bridge} has vlan or vlanTrunk, whose traffic the firewall does not see: take them out, "
+            "runtimes are kept apart without them"
+        )
     ipam = plugin.ipam
     given = [ipam.subnet, *(found.subnet for group in ipam.ranges for found in group)]
     subnets: tuple[Subnet, ...] = tuple(dict.fromkeys(ip_network(subnet, strict=False) for subnet in given if subnet))

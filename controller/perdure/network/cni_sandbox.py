@@ -398,9 +398,15 @@ class CniSandbox:
 
 
 def _attached(plan: SandboxPlan, policy: NetworkPolicy, network: Network, result: Result) -> Attached:
-    inside = next((link for link in result.interfaces if link.sandbox and link.name == IFNAME), None)
-    # The reference plugins list the node's links before the sandbox's, a bridge before the veth that is its port.
-    outside = [link.name for link in result.interfaces if not link.sandbox]
+    inside, port = None, ""
+    # The reference plugins list a bridge, the veth that is its port, then the sandbox's end of that; what plugins after
+    # them make on the node, as bandwidth does, comes at the end.
+    for link in result.interfaces:
+        if link.sandbox and link.name == IFNAME:
+            inside = link
+            break
+        if not link.sandbox:
+            port = link.name
     there = bridged(network)
     return Attached(
         ref=plan.ref,
@@ -408,7 +414,7 @@ def _attached(plan: SandboxPlan, policy: NetworkPolicy, network: Network, result
         subnets=tuple(str(subnet) for subnet in there.subnets) if there is not None else (),
         network=network.name,
         addresses=tuple(str(address) for address in addresses(result, IFNAME)),
-        port=outside[-1] if outside else "",
+        port=port,
         mac=inside.mac.lower() if inside is not None else "",
         ports=plan.ports,
         policy=policy,

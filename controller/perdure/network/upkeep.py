@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
@@ -40,6 +40,8 @@ from perdure.reconcile.ports.errors import SandboxFailed
 LOOK_SECONDS = 30.0
 SWEEP_EVERY = 4
 """A sweep with every so many looks: what one finds leaked the next one removes, if it still is."""
+ASK_AGAIN_LOOKS = 10
+"""From one CHECK that confirms rules which are not in iptables, to the next. It costs ten milliseconds and more for each."""
 
 _OF_THE_INTERFACE = frozenset({ErrorClass.ATTACHMENT_DAMAGED, ErrorClass.NETNS_LOST, ErrorClass.CONTAINER_UNKNOWN})
 _LED_IN = re.compile(r"^-A PREROUTING .*-j CNI-HOSTPORT-DNAT", re.MULTILINE)
@@ -47,6 +49,9 @@ _LED_ON = re.compile(r"^-A FORWARD .*-j CNI-FORWARD", re.MULTILINE)
 """Rules into the chains of portmap and of the firewall plugin, which those plugins' CHECK does not look for."""
 _LEADING = re.compile(r"^-A CNI-HOSTPORT-DNAT .*$", re.MULTILINE)
 """portmap's rules, each into the chain of a container."""
+
+_Where = tuple[str, str]
+"""A program that lists rules, and a table."""
 
 log = structlog.get_logger(__name__)
 
@@ -68,6 +73,9 @@ _UNREADABLE = _Configured()
 class _Here:
     attached: Attached
     configured: _Configured
+    unmended: Damage | None
+    """What it was told before this look. It may be stopped, and so mend nothing for long: what everybody has lost is told to
+    the next one, one more with each look."""
 
     @property
     def uid(self) -> Uid:
@@ -89,6 +97,9 @@ class Upkeep:
     known: Callable[[], frozenset[Uid]]
     launcher: Launcher = ()
     _strangers: frozenset[Uid] = frozenset()
+    _looks: int = 0
+    _confirmed: dict[tuple[Uid, _Where], tuple[Attached, int]] = field(default_factory=dict)
+    """Who has rules, but elsewhere, and the look that asks again."""
 
     async def run(self) -> None:
         """Until cancelled. What cannot be looked at now is looked at next time."""
@@ -115,6 +126,7 @@ class Upkeep:
     async def look(self) -> list[SandboxFailed]:
         """Firewalls, interfaces, rules of plugins, of all that is attached, by whatever configuration, each whatever became
         of the others: what could not be looked at."""
+        self._looks += 1
         failures = await _all_of(self._look_at_firewalls())
         try:
             here = await self._attached_here()
@@ -140,9 +152,9 @@ class Upkeep:
                 if record.network not in read:
                     read[record.network] = _configured(record)
                 made[record.network_name, record.container_id] = read[record.network]
-        ids = self.sandbox.settings.ids
+        ids, damages = self.sandbox.settings.ids, self.attachments.damages
         return [
-            _Here(one, made.get((one.network, ids.id(one.ref.uid)), _UNREADABLE))
+            _Here(one, made.get((one.network, ids.id(one.ref.uid)), _UNREADABLE), damages.get(one.ref.uid))
             for one in self.attachments.all()
             if one.addresses
         ]
@@ -170,6 +182,9 @@ class Upkeep:
 
     async def _look_at_rules(self, here: Sequence[_Here]) -> None:
         """Of a rule that leads to those of all containers one runtime is told: its repair brings it back for everybody."""
+        attached = self.attachments.uids()
+        self._confirmed = {key: what for key, what in self._confirmed.items() if key[0] in attached}
+        unmended = {it.uid for it in here if it.unmended is not None}
         for program, version in (("iptables-save", 4), ("ip6tables-save", 6)):
             present = [it for it in here if version in _versions(it.attached)]
             for table, asked, having, hook in (
@@ -185,13 +200,18 @@ class Upkeep:
                     continue
                 rules = await run(f"reading rules of table {table}", program, "-t", table, launcher=self.launcher)
                 there = having(asked, rules)
+                where = (program, table)
                 for one in asked:
-                    damage = await self._checked(one, table, rules) if one not in there else None
-                    if damage is not None:
-                        self._damaged(one, damage)
-                if there and hook.search(rules) is None:
+                    if one in there:
+                        self._confirmed.pop((one.ref.uid, where), None)
+                    elif not self._is_confirmed(one, where):
+                        damage = await self._checked(one, where, rules)
+                        if damage is not None:
+                            self._damaged(one, damage)
+                able = next((one for one in there if one.ref.uid not in unmended), None)
+                if able is not None and hook.search(rules) is None:
                     why = f"table {table} has lost the rule that leads to those of containers"
-                    self._damaged(there[0], Damage(why, interface=False))
+                    self._damaged(able, Damage(why, interface=False))
 
     def _damaged(self, attached: Attached, damage: Damage) -> None:
         """Unless it was attached anew while we looked, or more than that is known already."""
@@ -227,17 +247,23 @@ class Upkeep:
         except OSError as error:
             raise SandboxFailed(f"cannot see whether anything lives in {self.names / uid}: {error}") from error
 
-    async def _checked(self, attached: Attached, table: str, rules: str) -> Damage | None:
+    def _is_confirmed(self, attached: Attached, where: _Where) -> bool:
+        """Whatever was changed since is not."""
+        confirmed, asked_again = self._confirmed.get((attached.ref.uid, where), (None, 0))
+        return confirmed is attached and self._looks < asked_again
+
+    async def _checked(self, attached: Attached, where: _Where, rules: str) -> Damage | None:
         """What the plugins say of one that has nothing among these rules of iptables: they alone know how theirs look.
 
         Only what is surely wrong with the interface has it attached anew, for that cuts connections; a plugin that cannot
         tell is asked again next time. The firewall plugin may have its rules elsewhere, with firewalld.
         """
-        uid = attached.ref.uid
+        uid, table = attached.ref.uid, where[1]
         attachment = Attachment(self.sandbox.settings.ids.id(uid), str(self.names / uid), IFNAME)
         in_iptables = table == "nat" or ":CNI-FORWARD " in rules
         try:
             if await self.client.check(attached.network, attachment):
+                self._confirm(attached, where)
                 return None
         except NotCached as error:
             return Damage(str(error), interface=False)
@@ -247,6 +273,8 @@ class Upkeep:
             if verdict.kind is ErrorClass.CHECK_UNRELIABLE:
                 # What it misses is of a family that there may be no address of, and plugins after it were not asked.
                 missing = 6 in _versions(attached) if table == "nat" else in_iptables
+                if not missing:
+                    self._confirm(attached, where)
             if missing or verdict.kind in _OF_THE_INTERFACE:
                 return Damage(f"[{verdict.kind.value}] {error}", interface=not missing)
             log.info("network_not_checked", uid=uid, kind=verdict.kind.value, error=str(error))
@@ -254,6 +282,9 @@ class Upkeep:
         return (
             Damage("its rules are missing, and the network allows no CHECK", interface=False) if in_iptables else None
         )
+
+    def _confirm(self, attached: Attached, where: _Where) -> None:
+        self._confirmed[attached.ref.uid, where] = (attached, self._looks + ASK_AGAIN_LOOKS)
 
 
 def _versions(attached: Attached) -> frozenset[int]:
@@ -284,8 +315,10 @@ def _off_the_bridge(name: str, found: Bridge | None, here: Sequence[_Here]) -> d
     broken = {uid: f"link {port} is no port of bridge {name}" for port, uid in ports.items() if port not in up}
     broken |= {uid: f"link {port} is down" for port, uid in ports.items() if up.get(port) is False}
     wrong = "is down" if not found.is_up else _lost_as_gateway(found, here)
-    if not broken and wrong and ports:
-        broken[min(ports.values())] = f"bridge {name} {wrong}"
+    told = {it.uid for it in here if it.unmended is not None and it.unmended.interface}
+    able = set(ports.values()) - told
+    if wrong and able and able.isdisjoint(broken):
+        broken[min(able)] = f"bridge {name} {wrong}"
     return broken
 
 

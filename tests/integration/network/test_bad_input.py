@@ -122,6 +122,11 @@ CASES = {
         Reason.CNI_CONFIGURATION_INVALID,
         ("10.89.0.0/33",),
     ),
+    "a bridge with VLANs": Case(
+        lambda node: node.write(bridge(vlan=100)),
+        Reason.CNI_CONFIGURATION_INVALID,
+        (NAME, "vlan", "without them"),
+    ),
     "a bridge of another subnet": Case(
         another_link("bridge", "ip", "address", "add", "10.90.0.1/24", "dev", BRIDGE),
         Reason.BRIDGE_CONFLICT,

@@ -4,19 +4,22 @@ any more goes, on a second look, and only where it is this network's."""
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from tests.integration.network.own_node import BRIDGE, GATEWAY4, PLUGINS, PORTMAP, OwnNode, bridge, run, socket_in, tcp
-from tests.unit.network.cni.plugins import led_in, port_keeper
+from tests.unit.network.cni.plugins import calls, led_in, port_keeper, script
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.networks import Networks
 from perdure.network.container_ids import ContainerIds
+from perdure.network.upkeep import ASK_AGAIN_LOOKS
 from perdure.plan.certainty import Absent, Present
 from perdure.plan.world import SandboxFacts
 from perdure.reconcile.ports.sandbox import SandboxPlan
@@ -24,6 +27,7 @@ from perdure.reconcile.ports.sandbox import SandboxPlan
 pytestmark = pytest.mark.root
 
 SECOND_ADDRESS = "10.91.0.2"
+FIREWALL: dict[str, object] = {"type": "firewall"}
 
 
 @dataclass
@@ -89,6 +93,19 @@ async def test_a_look_at_what_is_well_finds_and_changes_nothing(node: OwnNode) -
     await here.look()
     assert node.woken == []
     assert node.traces() == before
+    assert here.port_leads_in()
+
+
+async def test_limits_of_bandwidth_leave_the_link_on_the_bridge_protected(node: OwnNode) -> None:
+    """bandwidth names the link that it makes for traffic from the runtime after those of bridge."""
+    limits = {"type": "bandwidth", "egressRate": 8_000_000, "egressBurst": 8_000_000}
+    here = await pair(node, bridge(), PORTMAP, limits)
+    ports = {link["ifname"] for link in json.loads(run("ip", "-j", "link", "show", "master", BRIDGE))}
+    assert len(ports) == 2
+    assert {attached.port for attached in here.agent.upkeep.attachments.all()} == ports
+    assert ports <= set(re.findall(r'"(veth\w+)"', "".join(node.elements())))
+    await here.look()
+    assert node.woken == []
     assert here.port_leads_in()
 
 
@@ -268,6 +285,52 @@ async def test_a_bridge_that_was_changed_is_mended_by_one_of_those_on_it(
     assert node.woken == []
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("ip", "link", "set", BRIDGE, "down"),
+        ("ip", "address", "flush", "dev", BRIDGE, "scope", "global"),
+        ("iptables", "-t", "nat", "-F", "PREROUTING"),
+        ("iptables", "-F", "FORWARD"),
+    ],
+    ids=["bridge down", "bridge without its address", "way to ports", "way to accepted"],
+)
+async def test_what_everybody_lost_is_told_to_another_where_who_was_told_does_not_mend_it(
+    node: OwnNode, change: tuple[str, ...]
+) -> None:
+    """As one that is stopped does not: it has a network, and nobody repairs it before it runs again."""
+    node.write(bridge(), PORTMAP, FIREWALL)
+    agent, plans = await node.agent(), {plan.ref.uid: plan for plan in (node.plan(tcp(7001)), node.plan(tcp(7002)))}
+    for plan in plans.values():
+        await agent.sandbox.create(plan)
+        await agent.sandbox.attach(plan)
+    run(*change)
+    for told in (1, 2, 2):
+        assert await agent.upkeep.look() == []
+        assert len(set(node.woken)) == len(node.woken) == told
+    stopped, running = node.woken
+    await agent.sandbox.attach(plans[running])
+    assert await agent.upkeep.look() == []
+    assert node.woken == [stopped, running]
+    assert node.answers(running, plans[running].ports[0].host_port)
+    assert "-j CNI-FORWARD" in run("iptables", "-S", "FORWARD")
+
+
+async def test_a_bridge_that_is_lost_is_told_of_while_somebody_s_link_is_off_it_all_the_time(node: OwnNode) -> None:
+    here = await pair(node)
+    run("ip", "link", "delete", BRIDGE)
+    await here.look()
+    here.facts = await here.agent.sandbox.attach(here.published)
+    await here.look()
+    assert "is no port of bridge" in await here.damage(here.plain.ref.uid)
+    node.woken.clear()
+    run("ip", "link", "set", BRIDGE, "down")
+    await here.look()
+    assert node.woken == [here.published.ref.uid]
+    here.facts = await here.agent.sandbox.attach(here.published)
+    assert here.port_leads_in()
+
+
 async def test_a_bridge_that_cannot_be_looked_at_keeps_no_other_damage_from_being_told(node: OwnNode) -> None:
     here = await pair(node)
     uid = here.plain.ref.uid
@@ -288,9 +351,6 @@ async def test_a_way_out_that_was_lost_comes_back(node: OwnNode) -> None:
     assert "default route of IPv4" in await here.damage(uid)
     await here.agent.sandbox.attach(here.plain)
     assert "default" in node.inside(uid, "ip", "route")
-
-
-FIREWALL: dict[str, object] = {"type": "firewall"}
 
 
 @pytest.mark.parametrize("flushed", [("-F",), ("-F", "FORWARD"), ("-F", "CNI-FORWARD")], ids=["all", "hook", "own"])
@@ -333,6 +393,57 @@ async def test_a_lost_rule_of_one_port_comes_back_although_another_rule_names_th
     assert node.woken == [here.published.ref.uid]
     assert await here.agent.sandbox.attach(here.published) == here.facts
     assert here.port_leads_in()
+
+
+@pytest.mark.parametrize(
+    "change", [("promisc", "on"), ("address", "02:00:00:00:89:01")], ids=["listened to", "with another MAC"]
+)
+async def test_flushed_port_rules_of_a_changed_bridge_come_back_and_whoever_is_connected_stays_so(
+    node: OwnNode, change: tuple[str, ...]
+) -> None:
+    here = await pair(node)
+    run("ip", "link", "set", BRIDGE, *change)
+    with here.connected():
+        run("iptables", "-t", "nat", "-F")
+        await here.look()
+        assert node.woken == [here.published.ref.uid]
+        assert "rules-missing" in await here.damage(here.published.ref.uid)
+        assert await here.agent.sandbox.attach(here.published) == here.facts
+        assert here.port_leads_in()
+
+
+async def test_who_is_confirmed_is_not_asked_of_with_each_look_but_again_and_again(node: OwnNode) -> None:
+    """A firewall plugin that has its rules elsewhere than in iptables, as with firewalld."""
+    plugins = node.folder / "plugins"
+    plugins.mkdir()
+    refusal = json.dumps({"code": 999, "msg": "expected --source rule of firewalld not found"})
+    script(
+        plugins,
+        "firewall",
+        f"""printf '%s\\tfirewall\\n' $CNI_COMMAND >>$calls
+case $CNI_COMMAND in
+  ADD) tr -d '\\n' | sed 's/.*"prevResult":\\(.*\\)}}$/\\1/' ;;
+  CHECK) [ ! -e {plugins}/lost ] || {{ echo '{refusal}'; exit 1; }} ;;
+esac""",
+    )
+    node.plugins = (plugins, PLUGINS)
+    here = await pair(node, bridge(), FIREWALL, PORTMAP)
+
+    async def asked(looks: int) -> int:
+        before = calls(plugins).count(("CHECK", "firewall"))
+        for _ in range(looks):
+            await here.look()
+        return calls(plugins).count(("CHECK", "firewall")) - before
+
+    assert await asked(1) == 2
+    assert await asked(ASK_AGAIN_LOOKS - 1) == 0
+    assert await asked(1) == 2
+    here.facts = await here.agent.sandbox.attach(replace(here.published, ports=(tcp(7002),)))
+    assert await asked(1) == 1, "what was changed since is not confirmed"
+    (plugins / "lost").touch()
+    assert node.woken == []
+    assert await asked(ASK_AGAIN_LOOKS)
+    assert set(node.woken) == {here.published.ref.uid, here.plain.ref.uid}
 
 
 async def test_flushed_port_rules_come_back_where_the_network_allows_no_check(node: OwnNode) -> None:

@@ -113,6 +113,7 @@ def test_what_the_plugin_takes_by_default_is_taken() -> None:
     )
     assert found is not None
     assert found.bridge == DEFAULT_BRIDGE
+    assert bridged(network(vlan=0, vlanTrunk=None)) == bridged(network())
 
 
 @pytest.mark.parametrize("plugin", [{"type": "ptp"}, {"type": "macvlan"}, {"ipam": {"type": "dhcp"}}, {"ipam": {}}])
@@ -129,6 +130,8 @@ def test_other_networks_have_none(plugin: dict[str, Any]) -> None:
         {"ipam": {"type": "host-local"}},
         {"bridge": "a name that is too long"},
         {"ipam": {"type": "host-local", "ranges": [[{"subnet": "10.0.0.0/8"}], [{"subnet": "10.1.0.0/16"}]]}},
+        {"vlan": 100},
+        {"vlanTrunk": [{"minID": 100, "maxID": 200}]},
     ],
 )
 def test_a_network_that_no_firewall_can_be_made_for_is_refused(plugin: dict[str, Any]) -> None:

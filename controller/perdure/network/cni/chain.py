@@ -58,9 +58,14 @@ class Chain:
             raise PluginError(execution, PluginFault.GARBAGE, text) from error
 
     async def check(self, previous: bytes) -> None:
-        """Raises the first `PluginError`."""
+        """Raises the first `PluginError` that is about the attachment: what is said of its bridge keeps none of the further
+        plugins from being asked."""
         for plugin in self.plugins:
-            await self.runner.run(self._execution(Command.CHECK, plugin), self._document(plugin, previous))
+            try:
+                await self.runner.run(self._execution(Command.CHECK, plugin), self._document(plugin, previous))
+            except PluginError as error:
+                if classify(error).kind is not ErrorClass.BRIDGE_CHANGED:
+                    raise
 
     async def delete(self, previous: bytes | None) -> PluginError | None:
         """DEL of every plugin, the last first, whichever fails; returns the first error.

@@ -23,6 +23,8 @@ class ErrorClass(StrEnum):
     WRONG_SUBNET = "wrong-subnet"
     NOT_A_BRIDGE = "not-a-bridge"
     MASTER_MISSING = "master-missing"
+    BRIDGE_CHANGED = "bridge-changed"
+    """A CHECK found the bridge with another MAC than with the ADD, or listened to. It serves as well."""
     ATTACHMENT_DAMAGED = "attachment-damaged"
     RULES_MISSING = "rules-missing"
     CHECK_UNRELIABLE = "check-unreliable"

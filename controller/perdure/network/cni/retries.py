@@ -179,6 +179,13 @@ TABLE: tuple[Row, ...] = (
         commands=CHECK,
     ),
     Row(
+        ErrorClass.BRIDGE_CHANGED,
+        Action.IGNORE,
+        Reason.NETWORK_RETRYING,
+        _texts(r"Bridge interface \S+ (Mac|configured Promisc Mode \S+) doesn't match"),
+        commands=CHECK,
+    ),
+    Row(
         ErrorClass.ATTACHMENT_DAMAGED,
         Action.DELETE_THEN_ADD,
         Reason.NETWORK_RETRYING,

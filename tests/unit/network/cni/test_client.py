@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,28 @@ async def test_version_0_3_1_has_no_previous_result_for_a_delete_and_no_check(
     await client.delete(lab, ONE)
     assert "prevResult" not in inputs(tmp_path)[0]
     turn(tmp_path, [("DEL", "first")])
+
+
+async def test_a_bridge_that_was_changed_says_nothing_of_the_attachment_and_keeps_no_plugin_from_being_asked(
+    tmp_path: Path, client: CniClient
+) -> None:
+    lab = network("first", "second")
+    await client.add(lab, ONE)
+    for name, text in (
+        ("first", "Bridge interface br0 configured Promisc Mode false doesn't match current state: true "),
+        ("second", "could not check ipv4 dnat: chain CNI-DN-1 not found"),
+    ):
+        refusal = json.dumps({"code": 999, "msg": text})
+        recorder(
+            tmp_path,
+            name,
+            more=f"[ $CNI_COMMAND = CHECK ] && [ ! -e $calls-{name} ] && echo {shlex.quote(refusal)} && exit 1",
+        )
+    with pytest.raises(PluginError, match="could not check ipv4 dnat"):
+        await client.check(lab.name, ONE)
+    (tmp_path / "calls-second").touch()
+    assert await client.check(lab.name, ONE)
+    assert calls(tmp_path)[2:] == [("CHECK", "first"), ("CHECK", "second")] * 2
 
 
 async def test_check_is_left_out_where_the_configuration_says_so(tmp_path: Path, client: CniClient) -> None:

@@ -130,6 +130,19 @@ def error(text: str, command: Command = ADD, code: int = 999, fault: PluginFault
         ),
         (CHECK, "expected FORWARD rule [-j CNI-FORWARD] not found", "rules-missing", Action.REPAIR_RULES),
         (CHECK, 'missing hostport rules in "hostports" chain', "rules-missing", Action.REPAIR_RULES),
+        (CHECK, "Bridge interface br0 Mac doesn't match: 02:00:00:00:88:01", "bridge-changed", Action.IGNORE),
+        (
+            CHECK,
+            "Bridge interface br0 configured Promisc Mode false doesn't match current state: true ",
+            "bridge-changed",
+            Action.IGNORE,
+        ),
+        (
+            CHECK,
+            "Interface eth0 Mac 02:00:00:00:00:01 doesn't match container Mac: 02:00:00:00:00:02",
+            "attachment-damaged",
+            Action.DELETE_THEN_ADD,
+        ),
         (CHECK, "CNI created interface in container eth0 not found", "attachment-damaged", Action.DELETE_THEN_ADD),
         (CHECK, "Interface name eth0 not found", "attachment-damaged", Action.DELETE_THEN_ADD),
         (
