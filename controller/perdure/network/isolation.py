@@ -113,7 +113,8 @@ class Isolation:
             await self._arrange()
 
     async def admit(self, attached: Attached) -> None:
-        """Before the runtime starts, and when its policy changed. Raises `SandboxFailed`."""
+        """Before the runtime starts, and when its policy changed. Whoever had its port or one of its addresses before has
+        lost it, as one whose start failed: a map with two verdicts for one address is refused. Raises `SandboxFailed`."""
         uid = attached.ref.uid
         member = _protected(attached) if attached.bridge else None
         async with self._turn:
@@ -123,6 +124,8 @@ class Isolation:
                 await self._leave(former)
             if member is None:
                 return
+            for other in [other for other in self._here.values() if _is_displaced(other, attached)]:
+                del self._here[other.ref.uid]
             self._here[uid] = attached
             if not self._arranged or attached.bridge not in self._firewalls:
                 await self._arrange()
@@ -236,6 +239,12 @@ def allowed(here: Iterable[Attached]) -> frozenset[Allowed]:
         for peer in frozenset(target.policy.allow_from)
         for source in sources.get((peer.namespace or target.ref.namespace, peer.kind, peer.name), ())
         if source != target.ref.uid
+    )
+
+
+def _is_displaced(other: Attached, newcomer: Attached) -> bool:
+    return other.bridge == newcomer.bridge and (
+        other.port == newcomer.port or not set(other.addresses).isdisjoint(newcomer.addresses)
     )
 
 

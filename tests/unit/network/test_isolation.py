@@ -8,6 +8,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from perdure.api.conditions import Reason
@@ -159,6 +160,9 @@ class FakeFirewall:
         self.away: SandboxFailed | None = None
 
     def _write(self) -> None:
+        had = [address for member in self._members.values() for address in member.addresses]
+        if len(had) != len(set(had)):
+            raise SandboxFailed("the map has two verdicts for one address: File exists")
         self._kernel[self.rules.table] = Table(self.rules, self._members, self._pairs)
 
     async def restore(self, members: Iterable[Member], pairs: Iterable[Allowed] = ()) -> tuple[str, ...]:
@@ -167,6 +171,9 @@ class FakeFirewall:
         return ()
 
     async def admit(self, member: Member) -> None:
+        for other in tuple(self._members.values()):
+            if other.port == member.port or not set(other.addresses).isdisjoint(member.addresses):
+                del self._members[other.uid]
         self._members[member.uid] = member
         self._write()
 
@@ -191,6 +198,7 @@ class FakeTables:
         self._kernel = kernel
         self.firewalls: dict[str, FakeFirewall] = {}
         self.programmed = 0
+        self.away: SandboxFailed | None = None
 
     def firewall(self, rules: NetworkRules) -> Firewall:
         self.programmed += 1
@@ -198,6 +206,8 @@ class FakeTables:
         return cast(Firewall, self.firewalls[rules.bridge])
 
     async def keep(self, names: Collection[str]) -> None:
+        if self.away is not None:
+            raise self.away
         for name in self._kernel.keys() - names:
             del self._kernel[name]
 
@@ -275,6 +285,26 @@ async def test_pairs_follow_those_who_come_and_go(tmp_path: Path) -> None:
     await node.isolation.expel(Uid("3"))
     assert set(node.on().members) == {"1"}
     assert node.on().pairs == frozenset()
+
+
+@pytest.mark.parametrize("taken", ["addresses", "port"])
+async def test_whoever_has_what_another_was_admitted_with_takes_its_place(tmp_path: Path, taken: str) -> None:
+    """The first one's start failed after its attachment was made, so its address and its link are free again."""
+    node = Node(tmp_path / "f")
+    await node.isolation.use(network())
+    first, other = attached("1"), attached("3", namespace="b")
+    heir = msgspec.structs.replace(other, **{taken: getattr(first, taken)})
+    node.tables.away = SandboxFailed("nft is away")
+    with pytest.raises(SandboxFailed, match="nft is away"):
+        await node.isolation.use(network(ipam=NEW_IPAM))
+    with pytest.raises(SandboxFailed, match="nft is away"):
+        await node.admit(first)
+    node.tables.away = None
+    await node.admit(heir)
+    assert node.members() == {"br0": {"3"}}
+    await node.isolation.use(network())
+    assert await node.isolation.ensure() == ()
+    assert node.members() == {"br0": {"3"}}
 
 
 async def test_a_network_without_a_bridge_is_left_to_its_own_plugins(tmp_path: Path) -> None:
