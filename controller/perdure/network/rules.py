@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from itertools import combinations
+from typing import NamedTuple
 
 from perdure.api.names import InstallationId, NamespaceUid, NodeName, Uid
 
@@ -138,9 +139,9 @@ class Member:
         return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """`source` may begin to talk to `target`, which may answer. Runtimes of one namespace need no such pair."""
+class Allowed(NamedTuple):
+    """`source` may begin to talk to `target`, which may answer. Runtimes of one namespace need no such pair. A tuple, as
+    there are tens of thousands, which are compared with each arrival."""
 
     source: Uid
     target: Uid
