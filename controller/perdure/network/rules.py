@@ -23,8 +23,17 @@ _LINK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 """What we accept as a link's name: the kernel's length limit (IFNAMSIZ), and nothing that nft's grammar reads otherwise."""
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
-METADATA = (ip_network("169.254.0.0/16"), ip_network("fd00:ec2::254/128"))
-"""Where clouds answer with a node's credentials; and the rest of IPv4's link-local range, which is never routed."""
+METADATA = tuple(
+    ip_network(one)
+    for one in (
+        "100.100.100.200/32",  # Alibaba Cloud ECS (cloud-init, datasource AliYun)
+        "169.254.0.0/16",  # nearly all clouds, 169.254.169.254 as a rule; link-local, so never routed (RFC 3927)
+        "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud (OCI), instances with IPv6
+        "fd00:ec2::254/128",  # Amazon EC2 ("Use the Instance Metadata Service")
+        "fd20:ce::254/128",  # Google Compute Engine, instances with IPv6 alone
+    )
+)
+"""Where clouds answer with a node's credentials."""
 
 
 class Transport(StrEnum):

@@ -175,7 +175,7 @@ async def test_traffic_that_stays_on_the_bridge_keeps_its_address(world: World) 
             assert world.node.delivers(world.near.uid, address(world.near, 4), server)
 
 
-@pytest.mark.parametrize("there", [METADATA4, METADATA6])
+@pytest.mark.parametrize("there", [*METADATA4, *METADATA6])
 async def test_nobody_reaches_the_metadata_service(either: World, there: str) -> None:
     with either.node.listen(either.node.space("out"), there, 80):
         assert either.node.reaches(either.node.name, there, 80)
