@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address, ip_network
 from itertools import product
 
 import structlog
@@ -20,7 +20,17 @@ from perdure.network.attachments import Attached, Attachments
 from perdure.network.bridged import Bridged, bridged
 from perdure.network.cni.configuration import Network
 from perdure.network.firewall import Firewall
-from perdure.network.rules import Allowed, Member, NetworkRules, NodePort, Subnet, Transport, beyond, merged
+from perdure.network.rules import (
+    METADATA,
+    Address,
+    Allowed,
+    Member,
+    NetworkRules,
+    NodePort,
+    Subnet,
+    beyond,
+    merged,
+)
 from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
 
@@ -28,26 +38,32 @@ log = structlog.get_logger(__name__)
 
 _Called = tuple[str, Kind | None, str | None]
 """Namespace, kind and name of a runtime as a policy says them; None: any."""
-RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
-"""Of the node, opened where its runtimes are told to ask the node itself for names."""
 
 
 def resolver_is_here(resolv_conf: str) -> bool:
     """Whether a name server of the node's resolv.conf is an address of the node that its runtimes can reach."""
+    return any(not address.is_loopback and _is_ours(address) for address in _name_servers(resolv_conf))
+
+
+def resolvers_in_metadata(resolv_conf: str) -> tuple[Address, ...]:
+    """The name servers of the node's resolv.conf at addresses that are closed to runtimes, as clouds answer there for names
+    and for metadata."""
+    found = {one for one in _name_servers(resolv_conf) if any(one in subnet for subnet in METADATA)}
+    return tuple(sorted(found, key=lambda one: (one.version, int(one))))
+
+
+def _name_servers(resolv_conf: str) -> Iterator[Address]:
     for line in resolv_conf.splitlines():
         words = line.split()
         if len(words) < 2 or words[0] != "nameserver":
             continue
         try:
-            address = ip_address(words[1].partition("%")[0])
+            yield ip_address(words[1].partition("%")[0])
         except ValueError:
             continue
-        if not address.is_loopback and _is_ours(address):
-            return True
-    return False
 
 
-def _is_ours(address: IPv4Address | IPv6Address) -> bool:
+def _is_ours(address: Address) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
@@ -79,8 +95,10 @@ class Isolation:
         attachments: Attachments,
         open_ports: frozenset[NodePort] = frozenset(),
         tables: Tables | None = None,
+        resolvers: tuple[Address, ...] = (),
     ) -> None:
         self._open_ports = open_ports
+        self._resolvers = resolvers
         self._installation = installation
         self._attachments = attachments
         self._tables = tables if tables is not None else Tables(installation)
@@ -221,6 +239,7 @@ class Isolation:
                 merged(own),
                 self._open_ports,
                 beyond(own, {subnet for other, theirs in subnets.items() if other != bridge for subnet in theirs}),
+                self._resolvers,
             )
             for bridge, own in subnets.items()
         }

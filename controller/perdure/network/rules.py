@@ -53,6 +53,10 @@ class NodePort:
             raise ValueError(f"port {self.number} is not between 1 and 65535")
 
 
+RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
+"""What a name server is asked on (RFC 1035, section 4.2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkRules:
     """What is on one bridge of this node for one installation: as a rule one network, and all whose configuration named this
@@ -67,6 +71,8 @@ class NetworkRules:
     open_ports: frozenset[NodePort] = frozenset()
     unreachable: tuple[Subnet, ...] = METADATA
     """Destinations that no runtime reaches, whoever allows what."""
+    resolvers: tuple[Address, ...] = ()
+    """Of those, the ones that runtimes may ask for names, and for nothing else."""
 
     def __post_init__(self) -> None:
         _checked_link(self.bridge)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from perdure.network.attachments import Attached, Attachments
 from perdure.network.bridged import DEFAULT_BRIDGE, DEFAULT_DATA_DIR, Bridged, bridged
 from perdure.network.cni.configuration import Network, parse
 from perdure.network.firewall import Firewall
-from perdure.network.isolation import Isolation, allowed, resolver_is_here, rules_of
+from perdure.network.isolation import Isolation, allowed, resolver_is_here, resolvers_in_metadata, rules_of
 from perdure.network.rules import METADATA, Allowed, Member, NetworkRules, beyond, merged
 from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
@@ -454,3 +454,27 @@ async def test_what_cannot_be_protected_is_not_used(tmp_path: Path) -> None:
 )
 def test_a_resolver_that_runtimes_do_not_ask_on_this_node_opens_nothing(text: str) -> None:
     assert not resolver_is_here(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("search here\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n", ()),
+        ("# nameserver 169.254.169.254\nnameserver not-an-address\n", ()),
+        ("nameserver 169.254.169.254\nnameserver 192.0.2.1\n", ("169.254.169.254",)),
+        ("nameserver fd20:ce::254\nnameserver 169.254.169.253\n" * 2, ("169.254.169.253", "fd20:ce::254")),
+        ("nameserver 100.100.2.136\n", ()),
+    ],
+)
+def test_a_name_server_where_metadata_are_is_found(text: str, found: tuple[str, ...]) -> None:
+    assert resolvers_in_metadata(text) == tuple(ip_address(one) for one in found)
+
+
+async def test_name_servers_where_metadata_are_may_be_asked_from_every_bridge(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B)
+    resolvers = (ip_address("169.254.169.254"),)
+    isolation = Isolation(INSTALLATION, node.attachments, tables=cast(Tables, node.tables), resolvers=resolvers)
+    await isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    assert {table.rules.resolvers for table in node.kernel.values()} == {resolvers}
+    assert len(node.kernel) == 2
