@@ -16,12 +16,12 @@ from perdure.network.cni.cache import Cache
 from perdure.network.cni.client import CniClient
 from perdure.network.cni_sandbox import CniSandbox, CniSettings
 from perdure.network.container_ids import ContainerIds
-from perdure.network.isolation import RESOLVER, Isolation, resolver_is_here
+from perdure.network.isolation import Isolation, resolver_is_here, resolvers_in_metadata
 from perdure.network.node_sandbox import NodeSandbox
 from perdure.network.none import LoopbackSandbox
 from perdure.network.obstacles import PATIENCE_SECONDS, Obstacles
 from perdure.network.recall import recall
-from perdure.network.rules import owner_of
+from perdure.network.rules import RESOLVER, owner_of
 from perdure.network.upkeep import Upkeep
 
 ENDS_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
@@ -62,8 +62,9 @@ async def open_networks(
     await asyncio.to_thread(recall, attachments, cache, claims)
     client = CniClient(node.cni_bin_dirs, folder, patience.plugin_seconds, ENDS_WITH_US)
     told = (await asyncio.to_thread(detect)).resolv_conf
-    open_ports = RESOLVER if resolver_is_here(await asyncio.to_thread(_text_of, told)) else frozenset()
-    isolation = Isolation(owner, attachments, open_ports)
+    resolv_conf = await asyncio.to_thread(_text_of, told)
+    open_ports = RESOLVER if resolver_is_here(resolv_conf) else frozenset()
+    isolation = Isolation(owner, attachments, open_ports, resolvers=resolvers_in_metadata(resolv_conf))
     obstacles = Obstacles(attachments, cache, ids, known, patience.leftover_seconds)
     settings = CniSettings(node.cni_conf_dir, node.cni_network, names, ids)
     cni = CniSandbox(settings, client, attachments, claims, isolation, obstacles.clear)

@@ -124,7 +124,9 @@ class CniSandbox:
             if plan.pid is not None:
                 await asyncio.to_thread(netns.adopt, path, plan.pid)
             else:
-                # A new namespace holds nothing: what is attached of an older one is gone with it.
+                # A new namespace holds nothing: what is attached of an older one is gone with it. Its address is another's
+                # once it is detached.
+                await self._isolation.expel(plan.ref.uid)
                 await self._detach(plan.ref.uid)
                 await asyncio.to_thread(netns.create, path)
         except OSError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from contextlib import asynccontextmanager
 
 import structlog
@@ -38,6 +38,8 @@ class Firewall:
         self._launcher = launcher
         self._members: dict[Uid, Member] = {}
         self._allowed: frozenset[Allowed] = frozenset()
+        self._pairs: dict[Uid, set[Allowed]] = {}
+        """`_allowed` by both ends: a change costs what it touches, not what there is."""
         self._restored = False
         self._reference: Listing | None = None
         self._turn = asyncio.Lock()
@@ -51,7 +53,7 @@ class Firewall:
         async with self._turn:
             self._restored = True
             self._members = {member.uid: member for member in members}
-            self._allowed = frozenset(allowed)
+            self._replace_pairs(frozenset(allowed))
             return await self._ensure()
 
     async def ensure(self) -> tuple[str, ...]:
@@ -74,27 +76,30 @@ class Firewall:
                 or other.port == member.port
                 or not set(other.addresses).isdisjoint(member.addresses)
             ]
-            remaining = {uid: other for uid, other in self._members.items() if other not in leaving}
-            await self._change({**remaining, member.uid: member}, self._allowed, [*leaving, member])
+            members = {**self._members}
+            for other in leaving:
+                del members[other.uid]
+            members[member.uid] = member
+            await self._exchange(leaving, [member], members)
 
     async def expel(self, uid: Uid) -> None:
         """After the runtime has stopped and before its address may become another's. Nobody of that uid: nothing."""
         async with self._its_turn():
             if uid in self._members:
-                remaining = {other: member for other, member in self._members.items() if other != uid}
-                await self._change(remaining, self._allowed, [self._members[uid]])
+                members = {**self._members}
+                await self._exchange([members.pop(uid)], [], members)
 
     async def allow(self, allowed: Iterable[Allowed]) -> None:
         """Exactly these pairs from now on. Routed connections of a pair that goes live on until they end."""
         async with self._its_turn():
-            pairs = frozenset(allowed)
-            touched = {uid for pair in pairs ^ self._allowed for uid in (pair.source, pair.target)}
-            await self._change(self._members, pairs, [self._members[uid] for uid in touched & self._members.keys()])
+            gone, new = self._replace_pairs(frozenset(allowed))
+            await self._change(self._members, _between(gone, self._members), _between(new, self._members))
 
     async def remove(self) -> None:
         """Take the tables away, for a network that is no more. Nothing there: nothing."""
         async with self._turn:
-            self._members, self._allowed, self._restored = {}, frozenset(), False
+            self._replace_pairs(frozenset())
+            self._members, self._restored = {}, False
             await self._program("removing the firewall", ruleset.removal(self.rules))
 
     @asynccontextmanager
@@ -104,12 +109,31 @@ class Firewall:
                 raise SandboxFailed(f"the members of network {self.rules.name} are not known yet; it is tried again")
             yield
 
-    async def _change(self, members: dict[Uid, Member], allowed: frozenset[Allowed], touched: list[Member]) -> None:
-        """One transaction from what is wanted now to what is wanted then; the whole where the tables are not as thought."""
+    def _replace_pairs(self, pairs: frozenset[Allowed]) -> tuple[frozenset[Allowed], frozenset[Allowed]]:
+        """Which are gone and which are new."""
+        gone, new = self._allowed - pairs, pairs - self._allowed
+        for pair in gone:
+            for uid in {*pair}:
+                self._pairs[uid].discard(pair)
+                if not self._pairs[uid]:
+                    del self._pairs[uid]
+        for pair in new:
+            for uid in {*pair}:
+                self._pairs.setdefault(uid, set()).add(pair)
+        self._allowed = pairs
+        return gone, new
+
+    async def _exchange(self, leaving: list[Member], coming: list[Member], members: dict[Uid, Member]) -> None:
+        """Those who leave for those who come; pairs stay as they are, and count while both ends are here."""
         before, after = (
-            {element for member in touched for element in _elements(member, group, pairs)}
-            for group, pairs in ((self._members, self._allowed), (members, allowed))
+            {element for member in touched for element in ruleset.elements_of(member)}
+            | _between({pair for member in touched for pair in self._pairs.get(member.uid, ())}, group)
+            for touched, group in ((leaving, self._members), (coming, members))
         )
+        await self._change(members, before, after)
+
+    async def _change(self, members: dict[Uid, Member], before: Set[Element], after: Set[Element]) -> None:
+        """One transaction to `members` from what goes to what comes; the whole where the tables are not as thought."""
         old, new = ({member.namespace for member in group.values()} for group in (self._members, members))
         text = (
             ruleset.deleted(self.rules, before - after)
@@ -117,7 +141,7 @@ class Firewall:
             + "".join(ruleset.namespace_added(self.rules, namespace) for namespace in sorted(new - old))
             + ruleset.added(self.rules, after - before)
         )
-        self._members, self._allowed = members, allowed
+        self._members = members
         if not text:
             return
         try:
@@ -165,10 +189,7 @@ class Firewall:
     def _elements(self) -> frozenset[Element]:
         here = self._members
         found = {element for member in here.values() for element in ruleset.elements_of(member)}
-        for pair in self._allowed:
-            if pair.source in here and pair.target in here:
-                found |= ruleset.elements_between(here[pair.source], here[pair.target])
-        return frozenset(found)
+        return frozenset(found | _between(self._allowed, here))
 
     async def _printed(self, family: Family) -> str:
         """One table as JSON, empty where it is missing. nft reads but the first one's family for a command of two."""
@@ -200,12 +221,11 @@ class Firewall:
         await run(f"{doing} of network {self.rules.name}", "nft", "-f", "-", launcher=self._launcher, feed=text)
 
 
-def _elements(member: Member, group: dict[Uid, Member], pairs: frozenset[Allowed]) -> frozenset[Element]:
-    """What `member` adds while `group` is here, nothing where it is not a part of it itself."""
-    if group.get(member.uid) != member:
-        return frozenset()
-    found = set(ruleset.elements_of(member))
-    for pair in pairs:
-        if member.uid in (pair.source, pair.target) and pair.source in group and pair.target in group:
-            found |= ruleset.elements_between(group[pair.source], group[pair.target])
-    return frozenset(found)
+def _between(pairs: Iterable[Allowed], here: Mapping[Uid, Member]) -> set[Element]:
+    """What the pairs add of which both ends are here."""
+    return {
+        element
+        for pair in pairs
+        if pair.source in here and pair.target in here
+        for element in ruleset.elements_between(here[pair.source], here[pair.target])
+    }

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address, ip_network
 from itertools import product
 
 import structlog
@@ -20,7 +20,17 @@ from perdure.network.attachments import Attached, Attachments
 from perdure.network.bridged import Bridged, bridged
 from perdure.network.cni.configuration import Network
 from perdure.network.firewall import Firewall
-from perdure.network.rules import Allowed, Member, NetworkRules, NodePort, Subnet, Transport, beyond, merged
+from perdure.network.rules import (
+    METADATA,
+    Address,
+    Allowed,
+    Member,
+    NetworkRules,
+    NodePort,
+    Subnet,
+    beyond,
+    merged,
+)
 from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
 
@@ -28,26 +38,32 @@ log = structlog.get_logger(__name__)
 
 _Called = tuple[str, Kind | None, str | None]
 """Namespace, kind and name of a runtime as a policy says them; None: any."""
-RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
-"""Of the node, opened where its runtimes are told to ask the node itself for names."""
 
 
 def resolver_is_here(resolv_conf: str) -> bool:
     """Whether a name server of the node's resolv.conf is an address of the node that its runtimes can reach."""
+    return any(not address.is_loopback and _is_ours(address) for address in _name_servers(resolv_conf))
+
+
+def resolvers_in_metadata(resolv_conf: str) -> tuple[Address, ...]:
+    """The name servers of the node's resolv.conf at addresses that are closed to runtimes, as clouds answer there for names
+    and for metadata."""
+    found = {one for one in _name_servers(resolv_conf) if any(one in subnet for subnet in METADATA)}
+    return tuple(sorted(found, key=lambda one: (one.version, int(one))))
+
+
+def _name_servers(resolv_conf: str) -> Iterator[Address]:
     for line in resolv_conf.splitlines():
         words = line.split()
         if len(words) < 2 or words[0] != "nameserver":
             continue
         try:
-            address = ip_address(words[1].partition("%")[0])
+            yield ip_address(words[1].partition("%")[0])
         except ValueError:
             continue
-        if not address.is_loopback and _is_ours(address):
-            return True
-    return False
 
 
-def _is_ours(address: IPv4Address | IPv6Address) -> bool:
+def _is_ours(address: Address) -> bool:
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
@@ -79,8 +95,10 @@ class Isolation:
         attachments: Attachments,
         open_ports: frozenset[NodePort] = frozenset(),
         tables: Tables | None = None,
+        resolvers: tuple[Address, ...] = (),
     ) -> None:
         self._open_ports = open_ports
+        self._resolvers = resolvers
         self._installation = installation
         self._attachments = attachments
         self._tables = tables if tables is not None else Tables(installation)
@@ -113,7 +131,8 @@ class Isolation:
             await self._arrange()
 
     async def admit(self, attached: Attached) -> None:
-        """Before the runtime starts, and when its policy changed. Raises `SandboxFailed`."""
+        """Before the runtime starts, and when its policy changed. Whoever had its port or one of its addresses before has
+        lost it, as one whose start failed: a map with two verdicts for one address is refused. Raises `SandboxFailed`."""
         uid = attached.ref.uid
         member = _protected(attached) if attached.bridge else None
         async with self._turn:
@@ -123,6 +142,8 @@ class Isolation:
                 await self._leave(former)
             if member is None:
                 return
+            for other in [other for other in self._here.values() if _is_displaced(other, attached)]:
+                del self._here[other.ref.uid]
             self._here[uid] = attached
             if not self._arranged or attached.bridge not in self._firewalls:
                 await self._arrange()
@@ -218,6 +239,7 @@ class Isolation:
                 merged(own),
                 self._open_ports,
                 beyond(own, {subnet for other, theirs in subnets.items() if other != bridge for subnet in theirs}),
+                self._resolvers,
             )
             for bridge, own in subnets.items()
         }
@@ -236,6 +258,12 @@ def allowed(here: Iterable[Attached]) -> frozenset[Allowed]:
         for peer in frozenset(target.policy.allow_from)
         for source in sources.get((peer.namespace or target.ref.namespace, peer.kind, peer.name), ())
         if source != target.ref.uid
+    )
+
+
+def _is_displaced(other: Attached, newcomer: Attached) -> bool:
+    return other.bridge == newcomer.bridge and (
+        other.port == newcomer.port or not set(other.addresses).isdisjoint(newcomer.addresses)
     )
 
 

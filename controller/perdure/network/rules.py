@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_network
 from itertools import combinations
+from typing import NamedTuple
 
 from perdure.api.names import InstallationId, NamespaceUid, NodeName, Uid
 
@@ -22,8 +23,17 @@ _LINK_NAME = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 """What we accept as a link's name: the kernel's length limit (IFNAMSIZ), and nothing that nft's grammar reads otherwise."""
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 
-METADATA = (ip_network("169.254.0.0/16"), ip_network("fd00:ec2::254/128"))
-"""Where clouds answer with a node's credentials; and the rest of IPv4's link-local range, which is never routed."""
+METADATA = tuple(
+    ip_network(one)
+    for one in (
+        "100.100.100.200/32",  # Alibaba Cloud ECS (cloud-init, datasource AliYun)
+        "169.254.0.0/16",  # nearly all clouds, 169.254.169.254 as a rule; link-local, so never routed (RFC 3927)
+        "fd00:c1::a9fe:a9fe/128",  # Oracle Cloud (OCI), instances with IPv6
+        "fd00:ec2::254/128",  # Amazon EC2 ("Use the Instance Metadata Service")
+        "fd20:ce::254/128",  # Google Compute Engine, instances with IPv6 alone
+    )
+)
+"""Where clouds answer with a node's credentials."""
 
 
 class Transport(StrEnum):
@@ -43,6 +53,10 @@ class NodePort:
             raise ValueError(f"port {self.number} is not between 1 and 65535")
 
 
+RESOLVER = frozenset({NodePort(Transport.UDP, 53), NodePort(Transport.TCP, 53)})
+"""What a name server is asked on (RFC 1035, section 4.2)."""
+
+
 @dataclass(frozen=True, slots=True)
 class NetworkRules:
     """What is on one bridge of this node for one installation: as a rule one network, and all whose configuration named this
@@ -57,6 +71,8 @@ class NetworkRules:
     open_ports: frozenset[NodePort] = frozenset()
     unreachable: tuple[Subnet, ...] = METADATA
     """Destinations that no runtime reaches, whoever allows what."""
+    resolvers: tuple[Address, ...] = ()
+    """Of those, the ones that runtimes may ask for names, and for nothing else."""
 
     def __post_init__(self) -> None:
         _checked_link(self.bridge)
@@ -138,9 +154,9 @@ class Member:
         return IPv6Address(b"\xfe\x80" + bytes(6) + interface)
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """`source` may begin to talk to `target`, which may answer. Runtimes of one namespace need no such pair."""
+class Allowed(NamedTuple):
+    """`source` may begin to talk to `target`, which may answer. Runtimes of one namespace need no such pair. A tuple, as
+    there are tens of thousands, which are compared with each arrival."""
 
     source: Uid
     target: Uid

@@ -6,7 +6,8 @@ alone (unless br_netfilter is on), and what is routed passes those of the inet f
 - bridge/origin: a member's port lets through only the member's own MAC and addresses, in ARP and neighbour discovery too.
 - bridge/forward and inet/forward: members of one namespace reach each other, others only in allowed pairs; a port of
   the bridge that is no member's reaches nobody, as nothing vouches for its addresses.
-- inet/forward: nobody reaches the metadata addresses. inet/input: nobody reaches the node but on its open ports.
+- inet/forward: nobody reaches the metadata addresses, but DNS on one that the node asks itself. inet/input: nobody
+  reaches the node but on its open ports.
 - inet/postrouting: what leaves the network's subnets carries the node's address.
 
 One runtime is a few set elements, whatever the number of others: a verdict map leads from a source to the chain of its
@@ -24,7 +25,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from perdure.api.names import NamespaceUid
-from perdure.network.rules import Member, NetworkRules, Subnet
+from perdure.network.rules import RESOLVER, Member, NetworkRules, NodePort, Subnet
 
 TEMPLATE = NamespaceUid("template")
 """A namespace that nobody has: `skeleton` can show how a namespace's chain looks."""
@@ -219,6 +220,7 @@ table inet {table} {{
     iifname "{bridge}" goto leaving
   }}
   chain leaving {{
+{resolvers}
 {unreachable}
     ct state established accept
     ct state related accept
@@ -268,15 +270,25 @@ def _inet(rules: NetworkRules) -> str:
         for word, version in (("ip", 4), ("ip6", 6))
         if (found := _of_version(rules.unreachable, version))
     ]
-    ports = ", ".join(f"{port.transport} . {port.number}" for port in sorted(rules.open_ports))
+    resolvers = [
+        f"{word} daddr {{ {found} }} {_towards(RESOLVER)} accept"
+        for word, version in (("ip", 4), ("ip6", 6))
+        if (found := ", ".join(str(one) for one in rules.resolvers if one.version == version))
+    ]
     return _INET.format(
         table=rules.table,
         bridge=rules.bridge,
+        resolvers="\n".join(resolvers),
         unreachable="\n".join(unreachable),
         towards_members="\n".join(towards_members),
-        open_ports=f"meta l4proto . th dport {{ {ports} }} accept" if ports else "",
+        open_ports=f"{_towards(rules.open_ports)} accept" if rules.open_ports else "",
         masquerade="\n".join(masquerade),
     )
+
+
+def _towards(ports: Iterable[NodePort]) -> str:
+    listed = ", ".join(f"{port.transport} . {port.number}" for port in sorted(ports))
+    return f"meta l4proto . th dport {{ {listed} }}"
 
 
 def _of_version(subnets: Iterable[Subnet], version: int) -> str:

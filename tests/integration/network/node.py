@@ -22,7 +22,8 @@ from perdure.network.rules import Member, NetworkRules, NodePort, Transport
 BRIDGE = "br0"
 GATEWAY4, GATEWAY6 = "10.88.0.1", "fd88::1"
 OUTSIDE4, OUTSIDE6 = "192.0.2.2", "2001:db8::2"
-METADATA4, METADATA6 = "169.254.169.254", "fd00:ec2::254"
+METADATA4 = ("169.254.169.254", "100.100.100.200")
+METADATA6 = ("fd00:ec2::254", "fd20:ce::254", "fd00:c1::a9fe:a9fe")
 WAIT_SECONDS = 10.0
 """For what must arrive."""
 SILENCE_SECONDS = 0.4
@@ -100,16 +101,16 @@ class Node:
             "addr add 192.0.2.1/24 dev wan0",
             "addr add 2001:db8::1/64 dev wan0 nodad",
             "link set wan0 up",
-            f"route add {METADATA4}/32 via {OUTSIDE4}",
-            f"route add {METADATA6}/128 via {OUTSIDE6}",
+            *(f"route add {address}/32 via {OUTSIDE4}" for address in METADATA4),
+            *(f"route add {address}/128 via {OUTSIDE6}" for address in METADATA6),
         )
         self.batch(
             outside,
             "link set lo up",
             f"addr add {OUTSIDE4}/24 dev eth0",
             f"addr add {OUTSIDE6}/64 dev eth0 nodad",
-            f"addr add {METADATA4}/32 dev eth0",
-            f"addr add {METADATA6}/128 dev eth0 nodad",
+            *(f"addr add {address}/32 dev eth0" for address in METADATA4),
+            *(f"addr add {address}/128 dev eth0 nodad" for address in METADATA6),
             "link set eth0 up",
         )
         self.run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")

@@ -175,11 +175,36 @@ async def test_traffic_that_stays_on_the_bridge_keeps_its_address(world: World) 
             assert world.node.delivers(world.near.uid, address(world.near, 4), server)
 
 
-@pytest.mark.parametrize("there", [METADATA4, METADATA6])
+@pytest.mark.parametrize("there", [*METADATA4, *METADATA6])
 async def test_nobody_reaches_the_metadata_service(either: World, there: str) -> None:
     with either.node.listen(either.node.space("out"), there, 80):
         assert either.node.reaches(either.node.name, there, 80)
         assert either.node.is_silent(either.near.uid, there, 80)
+
+
+@BOTH_VERSIONS
+async def test_a_name_server_where_metadata_are_is_asked_for_names_alone(world: World, version: int) -> None:
+    there, other, *_ = METADATA4 if version == 4 else METADATA6
+    everybody = [world.near, world.sibling, world.stranger]
+    firewall = Firewall(replace(RULES, resolvers=(ip_address(there),)), world.node.launcher)
+    outside = world.node.space("out")
+    with world.node.listen(outside, there, 53), world.node.listen(outside, other, 53):
+        assert world.node.is_silent(world.near.uid, there, 53)
+        assert await firewall.restore(everybody)
+        assert await firewall.verify() == ()
+        assert world.node.reaches(world.near.uid, there, 53)
+        assert world.node.is_silent(world.near.uid, other, 53)
+    with world.node.listen(outside, there, 80):
+        assert world.node.is_silent(world.near.uid, there, 80)
+    with (
+        world.node.receive(outside, there, 53) as server,
+        in_namespace(world.near.uid, socket.SOCK_DGRAM, server.family) as client,
+    ):
+        client.sendto(b"who?", (there, 53))
+        _, peer = server.recvfrom(16)
+        server.sendto(b"me", peer)
+        assert client.recv(16) == b"me"
+    assert world.closed(world.near, world.stranger, version)
 
 
 @pytest.mark.parametrize("there", [GATEWAY4, GATEWAY6, "192.0.2.1"])

@@ -18,6 +18,7 @@ from tests.unit.network.cni.plugins import calls, led_in, port_keeper, script
 
 from perdure.api.names import InstallationId, Uid
 from perdure.cli.networks import Networks
+from perdure.network import netns
 from perdure.network.container_ids import ContainerIds
 from perdure.network.upkeep import ASK_AGAIN_LOOKS
 from perdure.plan.certainty import Absent, Present
@@ -517,6 +518,18 @@ async def test_after_a_reboot_everything_is_made_anew_and_addresses_of_before_ar
     assert node.leased() == list(here.facts.addresses)
     await sandbox.remove(here.published.ref)
     assert node.traces() == []
+
+
+async def test_an_address_that_a_new_namespace_frees_is_nobody_s_for_the_firewall_either(node: OwnNode) -> None:
+    here = await pair(node)
+    uid, address = here.plain.ref.uid, node.addresses(here.plain.ref.uid)[0]
+    assert any(address in element for element in node.elements())
+    netns.remove(node.netns(uid))
+    await here.agent.sandbox.create(here.plain)
+    assert address not in node.leased()
+    assert [element for element in node.elements() if address in element] == []
+    assert await here.agent.sandbox.attach(here.plain)
+    assert any(node.addresses(uid)[0] in element for element in node.elements())
 
 
 async def test_a_namespace_that_lost_its_name_gets_it_back_from_the_process_in_it(node: OwnNode) -> None:

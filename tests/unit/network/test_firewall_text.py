@@ -73,6 +73,14 @@ def test_open_ports_are_those_that_were_asked_for() -> None:
     assert "meta l4proto . th dport { tcp . 53, udp . 53 } accept" in text
 
 
+def test_a_name_server_is_asked_before_what_is_around_it_is_closed() -> None:
+    asked = (ip_address("169.254.169.254"), ip_address("fd20:ce::254"))
+    text = ruleset.skeleton(replace(RULES, resolvers=asked), [])
+    for word, address in (("ip", asked[0]), ("ip6", asked[1])):
+        accepting = f"{word} daddr {{ {address} }} meta l4proto . th dport {{ tcp . 53, udp . 53 }} accept"
+        assert text.index(accepting) < text.index(f"{word} daddr {{ {'100.100' if word == 'ip' else 'fd00:c1'}")
+
+
 def test_elements_of_a_set_go_in_one_command() -> None:
     other = replace(MEMBER, uid=Uid("b"), port="veth1")
     both = [Element(Family.BRIDGE, "ports", (member.port,)) for member in (MEMBER, other)]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from perdure.api.conditions import Reason
@@ -17,7 +18,7 @@ from perdure.network.attachments import Attached, Attachments
 from perdure.network.bridged import DEFAULT_BRIDGE, DEFAULT_DATA_DIR, Bridged, bridged
 from perdure.network.cni.configuration import Network, parse
 from perdure.network.firewall import Firewall
-from perdure.network.isolation import Isolation, allowed, resolver_is_here, rules_of
+from perdure.network.isolation import Isolation, allowed, resolver_is_here, resolvers_in_metadata, rules_of
 from perdure.network.rules import METADATA, Allowed, Member, NetworkRules, beyond, merged
 from perdure.network.tables import Tables
 from perdure.reconcile.ports.errors import SandboxFailed
@@ -162,6 +163,9 @@ class FakeFirewall:
         self.away: SandboxFailed | None = None
 
     def _write(self) -> None:
+        had = [address for member in self._members.values() for address in member.addresses]
+        if len(had) != len(set(had)):
+            raise SandboxFailed("the map has two verdicts for one address: File exists")
         self._kernel[self.rules.table] = Table(self.rules, self._members, self._pairs)
 
     async def restore(self, members: Iterable[Member], pairs: Iterable[Allowed] = ()) -> tuple[str, ...]:
@@ -170,6 +174,9 @@ class FakeFirewall:
         return ()
 
     async def admit(self, member: Member) -> None:
+        for other in tuple(self._members.values()):
+            if other.port == member.port or not set(other.addresses).isdisjoint(member.addresses):
+                del self._members[other.uid]
         self._members[member.uid] = member
         self._write()
 
@@ -194,6 +201,7 @@ class FakeTables:
         self._kernel = kernel
         self.firewalls: dict[str, FakeFirewall] = {}
         self.programmed = 0
+        self.away: SandboxFailed | None = None
 
     def firewall(self, rules: NetworkRules) -> Firewall:
         self.programmed += 1
@@ -201,6 +209,8 @@ class FakeTables:
         return cast(Firewall, self.firewalls[rules.bridge])
 
     async def keep(self, names: Collection[str]) -> None:
+        if self.away is not None:
+            raise self.away
         for name in self._kernel.keys() - names:
             del self._kernel[name]
 
@@ -278,6 +288,26 @@ async def test_pairs_follow_those_who_come_and_go(tmp_path: Path) -> None:
     await node.isolation.expel(Uid("3"))
     assert set(node.on().members) == {"1"}
     assert node.on().pairs == frozenset()
+
+
+@pytest.mark.parametrize("taken", ["addresses", "port"])
+async def test_whoever_has_what_another_was_admitted_with_takes_its_place(tmp_path: Path, taken: str) -> None:
+    """The first one's start failed after its attachment was made, so its address and its link are free again."""
+    node = Node(tmp_path / "f")
+    await node.isolation.use(network())
+    first, other = attached("1"), attached("3", namespace="b")
+    heir = msgspec.structs.replace(other, **{taken: getattr(first, taken)})
+    node.tables.away = SandboxFailed("nft is away")
+    with pytest.raises(SandboxFailed, match="nft is away"):
+        await node.isolation.use(network(ipam=NEW_IPAM))
+    with pytest.raises(SandboxFailed, match="nft is away"):
+        await node.admit(first)
+    node.tables.away = None
+    await node.admit(heir)
+    assert node.members() == {"br0": {"3"}}
+    await node.isolation.use(network())
+    assert await node.isolation.ensure() == ()
+    assert node.members() == {"br0": {"3"}}
 
 
 async def test_a_network_without_a_bridge_is_left_to_its_own_plugins(tmp_path: Path) -> None:
@@ -427,3 +457,27 @@ async def test_what_cannot_be_protected_is_not_used(tmp_path: Path) -> None:
 )
 def test_a_resolver_that_runtimes_do_not_ask_on_this_node_opens_nothing(text: str) -> None:
     assert not resolver_is_here(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ()),
+        ("search here\nnameserver 127.0.0.53\nnameserver 192.0.2.1\n", ()),
+        ("# nameserver 169.254.169.254\nnameserver not-an-address\n", ()),
+        ("nameserver 169.254.169.254\nnameserver 192.0.2.1\n", ("169.254.169.254",)),
+        ("nameserver fd20:ce::254\nnameserver 169.254.169.253\n" * 2, ("169.254.169.253", "fd20:ce::254")),
+        ("nameserver 100.100.2.136\n", ()),
+    ],
+)
+def test_a_name_server_where_metadata_are_is_found(text: str, found: tuple[str, ...]) -> None:
+    assert resolvers_in_metadata(text) == tuple(ip_address(one) for one in found)
+
+
+async def test_name_servers_where_metadata_are_may_be_asked_from_every_bridge(tmp_path: Path) -> None:
+    node = Node(tmp_path / "f", FROM_B)
+    resolvers = (ip_address("169.254.169.254"),)
+    isolation = Isolation(INSTALLATION, node.attachments, tables=cast(Tables, node.tables), resolvers=resolvers)
+    await isolation.use(network(bridge="br1", ipam=NEW_IPAM))
+    assert {table.rules.resolvers for table in node.kernel.values()} == {resolvers}
+    assert len(node.kernel) == 2
