@@ -96,7 +96,7 @@ class StatusDraft:
             restored_from=workspace.restored_from if workspace else None,
             last_archive=archive_name(archived) if archived else None,
             last_operation=_last_operation(record),
-            last_request=_last_request(record),
+            last_request=_last_request(record) or self.runtime.status.last_request,
         )
 
     def _fill(self) -> None:
@@ -141,6 +141,7 @@ def _archive_of(record: Record) -> ArchiveFacts | None:
 
 
 def _last_request(record: Record) -> RequestStatus | None:
+    """As the journal has it; where that was lost, the status goes on telling what it told."""
     last = record.last_request
     if last is None:
         return None
