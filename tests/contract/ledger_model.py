@@ -224,6 +224,11 @@ class Model:
                 for entry in mine
                 if entry.state != "purged" and self._is_no_later(entry.facts.uid, of.uid)
             ),
+            spared=tuple(
+                entry.facts.sequence
+                for entry in mine
+                if entry.state != "purged" and not self._is_no_later(entry.facts.uid, of.uid)
+            ),
         )
 
     def _is_no_later(self, uid: Uid, than: Uid) -> bool:

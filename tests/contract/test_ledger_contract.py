@@ -624,6 +624,7 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     expected = [verified.sequence, bad.sequence, empty.sequence, writing]
     assert [facts.sequence for facts in await ledger.purgeable(ref())] == expected
     assert list((await known(ledger, ref("uid-9"))).purgeable) == expected
+    assert (await known(ledger, ref("uid-9"))).spared == (retained.sequence,)
     with pytest.raises(PortError) as caught:
         await ledger.mark_purging(ref(), retained.sequence, lease)
     assert caught.value.reason is Reason.PURGE_FAILED
@@ -668,6 +669,7 @@ async def test_a_purge_spares_what_nobody_knows_to_be_of_an_older_life(rig: Rig,
     for life, takes, leaves in ((first, mine, other), (second, other, mine)):
         assert list(await ledger.purgeable(life)) == [takes]
         assert (await known(ledger, life)).purgeable == (takes.sequence,)
+        assert (await known(ledger, life)).spared == (leaves.sequence,)
         assert await ledger.spared(life) == {leaves.sequence}
         with pytest.raises(PortError, match="marking archive") as caught:
             await ledger.mark_purging(life, leaves.sequence, lease)

@@ -306,6 +306,7 @@ class FakeAgentLedger(_Fake):
                 put_away=self.tables.put_away(ref),
                 unfinished=self.tables.unfinished(ref.uid),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref)),
+                spared=tuple(sorted(self.tables.spared(ref))),
             )
         )
 

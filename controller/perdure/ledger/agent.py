@@ -83,6 +83,7 @@ class PostgresAgentLedger:
                 put_away=catalogue.archive_facts(row["put_away"]) if row["put_away"] else None,
                 unfinished=tuple(OperationId(id_) for id_ in row["unfinished"]),
                 purgeable=tuple(row["purgeable"]),
+                spared=tuple(row["spared"]),
             )
         )
 

@@ -268,7 +268,11 @@ SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapsho
        ARRAY(SELECT sequence FROM archives
               WHERE {_OF_THE_IDENTITY}
                 AND state <> 'purged' AND NOT retain AND {_OF_NO_LATER_LIFE}
-              ORDER BY sequence) AS purgeable
+              ORDER BY sequence) AS purgeable,
+       ARRAY(SELECT sequence FROM archives
+              WHERE {_OF_THE_IDENTITY}
+                AND state <> 'purged' AND (retain OR NOT {_OF_NO_LATER_LIFE})
+              ORDER BY sequence) AS spared
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
   LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s
