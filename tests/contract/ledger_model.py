@@ -222,14 +222,19 @@ class Model:
             purgeable=tuple(
                 entry.facts.sequence
                 for entry in mine
-                if entry.state != "purged" and not self._is_later(entry.facts.uid, of.uid)
+                if entry.state != "purged" and self._is_no_later(entry.facts.uid, of.uid)
+            ),
+            spared=tuple(
+                entry.facts.sequence
+                for entry in mine
+                if entry.state != "purged" and not self._is_no_later(entry.facts.uid, of.uid)
             ),
         )
 
-    def _is_later(self, uid: Uid, than: Uid) -> bool:
-        """Whether that life was bound after the other one."""
+    def _is_no_later(self, uid: Uid, than: Uid) -> bool:
+        """Whether that life is the other one, or is known to have been bound before it."""
         bound = list(self.bindings)
-        return uid in bound and than in bound and bound.index(uid) > bound.index(than)
+        return uid == than or (uid in bound and than in bound and bound.index(uid) < bound.index(than))
 
     def _put_away(self, uid: Uid) -> list[ArchiveFacts]:
         """Archives that hold the newest data of a life whose removal was seen to."""

@@ -253,6 +253,18 @@ async def test_the_list_is_of_one_name_in_one_installation_whatever_the_uid(rig:
     assert list(await rig.archives.list(InstallationId("cluster-2"), REF)) == []
 
 
+async def test_a_survey_goes_through_one_life_after_the_other_oldest_first_in_a_folder_each(rig: Rig) -> None:
+    source, other = rig.layer(1, FILES), replace(REF, uid=Uid("uid-2"))
+    for sequence, ref in ((10, REF), (11, other), (9, REF), (8, other)):
+        await rig.archives.export(request_for(source, sequence, ref), source)
+    found = [one async for one in rig.archives.survey(INSTALLATION)]
+    told = [(one.facts.uid, one.facts.sequence) for one in found if one.facts is not None]
+    assert told == [("uid-1", 9), ("uid-1", 10), ("uid-2", 8), ("uid-2", 11)]
+    folders = [one.path.rpartition("/")[0] for one in found]
+    assert folders == [folders[0], folders[0], folders[2], folders[2]]
+    assert folders[0] != folders[2]
+
+
 async def test_a_store_that_is_away_is_an_error_and_not_an_empty_store(rig: Rig) -> None:
     source, target = rig.layer(1, FILES), rig.layer(2)
     archive = await rig.archives.export(request_for(source, 4), source)

@@ -615,6 +615,8 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     verified, retained, bad, empty = [
         await archived(ledger, ref(), lease, operation, empty=operation == "4") for operation in ("1", "2", "3", "4")
     ]
+    for life in (ref("uid-2"), ref(), ref("uid-9")):
+        await controller.bind(life, NAME_A, NODE_A, "image:1")
     writing = await ledger.begin_archive(OperationId("5"), ref("uid-2"), workspace(ref("uid-2")), NODE_A, lease)
     await archived(ledger, ref("uid-3", name="other"), lease, "6")
     await ledger.quarantine(bad.sequence, "the hash is wrong")
@@ -622,6 +624,7 @@ async def test_a_purge_takes_everything_of_the_identity_but_what_is_retained(rig
     expected = [verified.sequence, bad.sequence, empty.sequence, writing]
     assert [facts.sequence for facts in await ledger.purgeable(ref())] == expected
     assert list((await known(ledger, ref("uid-9"))).purgeable) == expected
+    assert (await known(ledger, ref("uid-9"))).spared == (retained.sequence,)
     with pytest.raises(PortError) as caught:
         await ledger.mark_purging(ref(), retained.sequence, lease)
     assert caught.value.reason is Reason.PURGE_FAILED
@@ -652,6 +655,26 @@ async def test_a_purge_spares_what_a_later_object_of_the_same_name_has(rig: Rig)
     await controller.bind(third, NAME_A, NODE_A, "image:1")
     assert [facts.sequence for facts in await ledger.purgeable(third)] == [newer.sequence]
     assert await ledger.spared(third) == frozenset()
+
+
+@pytest.mark.parametrize("bound", [(), ("uid-1",), ("uid-2",)], ids=str)
+async def test_a_purge_spares_what_nobody_knows_to_be_of_an_older_life(rig: Rig, bound: tuple[str, ...]) -> None:
+    """Bindings that a ledger lost when it was put back: which of the two lives was the later one is not known."""
+    ledger, controller = rig.agent(), rig.controller()
+    first, second = ref("uid-1"), ref("uid-2")
+    for uid in bound:
+        await controller.bind(ref(uid), NAME_A, NODE_A, "image:1")
+    lease = await ledger.acquire("key", TTL)
+    mine, other = await archived(ledger, first, lease, "1"), await archived(ledger, second, lease, "2")
+    for life, takes, leaves in ((first, mine, other), (second, other, mine)):
+        assert list(await ledger.purgeable(life)) == [takes]
+        assert (await known(ledger, life)).purgeable == (takes.sequence,)
+        assert (await known(ledger, life)).spared == (leaves.sequence,)
+        assert await ledger.spared(life) == {leaves.sequence}
+        with pytest.raises(PortError, match="marking archive") as caught:
+            await ledger.mark_purging(life, leaves.sequence, lease)
+        assert caught.value.reason is Reason.PURGE_FAILED
+    assert list(await rig.archives(first)) == [mine, other]
 
 
 async def test_an_identity_of_another_namespace_finds_nothing_whatever_uid_it_claims(rig: Rig) -> None:
@@ -749,7 +772,7 @@ async def test_archives_without_their_objects_are_read_by_pages_and_of_one_life(
     assert list(await controller.unpublished(1, of=ref("uid-2", name="other"))) == [other]
     assert list(await controller.unpublished(1, after=mine.sequence, of=ref())) == [also_mine]
     for facts in (mine, other, also_mine):
-        await ledger.mark_purging(ref(), facts.sequence, lease)
+        await ledger.mark_purging(ref(facts.uid, name=facts.name), facts.sequence, lease)
         await ledger.mark_purged(facts.sequence)
     assert list(await controller.purged(2)) == [mine, other]
     assert list(await controller.purged(2, after=other.sequence)) == [also_mine]

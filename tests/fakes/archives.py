@@ -105,10 +105,12 @@ class FakeArchives:
 
     async def survey(self, installation: InstallationId) -> AsyncIterator[Stored]:
         self._call("survey", "before")
-        for sequence, stored in sorted(self._store.archives.items()):
+        found = ((f"{stored.request.ref}/{stored.request.ref.uid}", it) for it, stored in self._store.archives.items())
+        for folder, sequence in sorted(found):
+            stored = self._store.archives[sequence]
             if stored.request.installation != installation:
                 continue
-            path = f"{stored.request.ref}/{sequence}"
+            path = f"{folder}/{sequence}"
             if stored.complete:
                 yield Stored(path, stored.request.ref, _facts(stored.request, stored.files))
             else:

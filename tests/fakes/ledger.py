@@ -189,10 +189,11 @@ class LedgerTables:
         )
 
     def is_spared(self, entry: ArchiveEntry, uid: Uid) -> bool:
-        """From a purge of that life: to be retained, or of a life that was bound later."""
-        bound = list(self.bindings)
-        both = uid in self.bindings and entry.facts.uid in self.bindings
-        return entry.facts.retain or (both and bound.index(entry.facts.uid) > bound.index(uid))
+        """From a purge of that life: to be retained, or of another life that is not known to have been bound earlier."""
+        bound, of = list(self.bindings), entry.facts.uid
+        both = uid in self.bindings and of in self.bindings
+        is_no_later = of == uid or (both and bound.index(of) <= bound.index(uid))
+        return entry.facts.retain or not is_no_later
 
     def unfinished(self, uid: Uid) -> tuple[OperationId, ...]:
         """Oldest first."""
@@ -305,6 +306,7 @@ class FakeAgentLedger(_Fake):
                 put_away=self.tables.put_away(ref),
                 unfinished=self.tables.unfinished(ref.uid),
                 purgeable=tuple(entry.facts.sequence for entry in self.tables.purgeable(ref)),
+                spared=tuple(sorted(self.tables.spared(ref))),
             )
         )
 

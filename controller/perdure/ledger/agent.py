@@ -83,6 +83,7 @@ class PostgresAgentLedger:
                 put_away=catalogue.archive_facts(row["put_away"]) if row["put_away"] else None,
                 unfinished=tuple(OperationId(id_) for id_ in row["unfinished"]),
                 purgeable=tuple(row["purgeable"]),
+                spared=tuple(row["spared"]),
             )
         )
 
@@ -292,8 +293,8 @@ class PostgresAgentLedger:
         return frozenset(row["sequence"] for row in rows)
 
     async def mark_purging(self, ref: RuntimeRef, sequence: int, lease: Lease) -> None:
-        """Raises `PortError(PurgeFailed)` for an archive that is purged already, is to be retained by now, or is of a later
-        life."""
+        """Raises `PortError(PurgeFailed)` for an archive that is purged already, is to be retained by now, or may be of a
+        later life."""
         doing = f"marking archive {sequence} for its purge"
         parameters = {"installation": self._installation, "sequence": sequence, "uid": ref.uid}
         row = await self._fenced(doing, catalogue.MARK_PURGING, parameters, lease)

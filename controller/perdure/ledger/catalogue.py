@@ -25,13 +25,16 @@ installation = %(installation)s AND namespace_uid = %(namespace_uid)s AND namesp
 """.strip()
 """The index has no column for the namespace's name: its uid says as much, and the name of what it finds is compared."""
 
-_OF_A_LATER_LIFE = """
-EXISTS (SELECT FROM bindings AS later
-          JOIN bindings AS this ON this.installation = later.installation AND this.uid = %(uid)s
-         WHERE later.installation = archives.installation AND later.uid = archives.uid AND later.bound_at > this.bound_at)
+_OF_NO_LATER_LIFE = """
+(archives.uid = %(uid)s
+ OR EXISTS (SELECT FROM bindings AS theirs
+              JOIN bindings AS this ON this.installation = theirs.installation AND this.uid = %(uid)s
+             WHERE theirs.installation = archives.installation AND theirs.uid = archives.uid
+               AND theirs.bound_at <= this.bound_at))
 """.strip()
-"""Of an object of the same name that was made after that with the uid: a purge of the older one, which may have hung for
-days, was never meant for its data."""
+"""Of the life with the uid, or of one that is known to have been bound before it: a purge, which may have hung for days,
+was never meant for the data of an object of the same name that was made later. A ledger that was put back may have lost
+bindings of lives without an object for good: without both of them nobody knows which life was the later one."""
 
 BEGIN = sql.SQL(f"""
 WITH {HELD}
@@ -100,11 +103,11 @@ WITH {HELD}, purging AS (
     UPDATE archives SET state = 'purging', purging_at = COALESCE(purging_at, now())
       FROM held
      WHERE installation = %(installation)s AND sequence = %(sequence)s AND state <> 'purged' AND NOT retain
-       AND NOT {_OF_A_LATER_LIFE}
+       AND {_OF_NO_LATER_LIFE}
     RETURNING sequence
 )
 SELECT EXISTS (SELECT FROM held) AS held, EXISTS (SELECT FROM purging) AS done,
-       (SELECT CASE WHEN retain THEN 'retained' WHEN {_OF_A_LATER_LIFE} THEN 'that of a later life' ELSE state END
+       (SELECT CASE WHEN retain THEN 'retained' WHEN NOT {_OF_NO_LATER_LIFE} THEN 'perhaps of a later life' ELSE state END
           FROM archives WHERE installation = %(installation)s AND sequence = %(sequence)s) AS state
 """)
 
@@ -117,14 +120,14 @@ RETURNING sequence
 PURGEABLE = sql.SQL(f"""
 SELECT * FROM archives
  WHERE {_OF_THE_IDENTITY}
-   AND state <> 'purged' AND NOT retain AND NOT {_OF_A_LATER_LIFE}
+   AND state <> 'purged' AND NOT retain AND {_OF_NO_LATER_LIFE}
  ORDER BY sequence
 """)
 
 SPARED = sql.SQL(f"""
 SELECT sequence FROM archives
  WHERE {_OF_THE_IDENTITY}
-   AND state <> 'purged' AND (retain OR {_OF_A_LATER_LIFE})
+   AND state <> 'purged' AND (retain OR NOT {_OF_NO_LATER_LIFE})
 """)
 
 PURGING = sql.SQL("""
@@ -264,8 +267,12 @@ SELECT binding.node_id AS bound_to, this.namespace_uid AS bound_in, this.snapsho
               ORDER BY forgotten.started_at, forgotten.id) AS unfinished,
        ARRAY(SELECT sequence FROM archives
               WHERE {_OF_THE_IDENTITY}
-                AND state <> 'purged' AND NOT retain AND NOT {_OF_A_LATER_LIFE}
-              ORDER BY sequence) AS purgeable
+                AND state <> 'purged' AND NOT retain AND {_OF_NO_LATER_LIFE}
+              ORDER BY sequence) AS purgeable,
+       ARRAY(SELECT sequence FROM archives
+              WHERE {_OF_THE_IDENTITY}
+                AND state <> 'purged' AND (retain OR NOT {_OF_NO_LATER_LIFE})
+              ORDER BY sequence) AS spared
   FROM (VALUES (1)) AS always
   LEFT JOIN runtimes AS this ON this.installation = %(installation)s AND this.uid = %(uid)s
   LEFT JOIN bindings AS binding ON binding.installation = %(installation)s AND binding.uid = %(uid)s

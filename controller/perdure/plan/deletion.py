@@ -34,6 +34,8 @@ from perdure.plan.way_down import stop_and_reap, take_down
 from perdure.plan.world import ArchiveFacts, Gone, LedgerFacts, Op, Outcome, Record, Source, Workspace, World
 
 LEDGER_RETRY_SECONDS = 5.0
+MAX_TOLD = 5
+"""Archives that the end of a purge names."""
 _GONE = "gone"
 
 
@@ -202,13 +204,21 @@ def _purge(scene: Scene) -> Plan | None:
     if scene.snapshots:
         return scene.do(*(RemoveWorkspace(snapshot.key, Ground.PURGE) for snapshot in scene.snapshots))
     match scene.world.observed.ledger:
-        case Present(it=LedgerFacts(purgeable=())):
-            done = Finish(Outcome.SUCCESS, Phase.PURGING, "nothing of this identity is left", release=True)
-            return scene.do(done)
+        case Present(it=LedgerFacts(purgeable=(), spared=spared)):
+            return scene.do(Finish(Outcome.SUCCESS, Phase.PURGING, _what_is_left(spared), release=True))
         case Present():
             return scene.do(PurgeArchives())
         case _:
             return _wait_for_ledger(scene)
+
+
+def _what_is_left(spared: tuple[int, ...]) -> str:
+    nothing = "nothing of this identity is left"
+    if not spared:
+        return nothing
+    more = f" and {len(spared) - MAX_TOLD} more" if len(spared) > MAX_TOLD else ""
+    told = ", ".join(map(str, spared[:MAX_TOLD]))
+    return f"{nothing} but what is retained or perhaps of a later life: archives {told}{more}"
 
 
 # ---------------------------------------------------------------------------------------------- Preserve

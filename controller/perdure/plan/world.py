@@ -189,7 +189,9 @@ class LedgerFacts:
     unfinished: tuple[OperationId, ...] = ()
     """Operations of this uid that were begun and have no end."""
     purgeable: tuple[int, ...] = ()
-    """Sequences of the identity's archives (any state but purged) that are not marked to be retained."""
+    """Sequences of the identity's archives (any state but purged) that a purge of this life removes."""
+    spared: tuple[int, ...] = ()
+    """Those that it leaves: marked to be retained, or of another life that is not known to be an earlier one."""
 
 
 # ---------------------------------------------------------------------------------------------- the node's own record

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -85,14 +86,16 @@ class Reindexer:
         inventory = await self._hands.engine.inventory()
         here = frozenset(owned.ref.uid for owned in inventory.it) if isinstance(inventory, Present) else None
         shown_at = clock.time()
-        async for found in self._hands.archives.survey(self._place.installation):
-            await self._take(found, request, here, tally)
+        async for found, is_newest in _newest_told(self._hands.archives.survey(self._place.installation)):
+            await self._take(found, is_newest, request, here, tally)
             if clock.time() - shown_at >= PROGRESS_SECONDS:
                 shown_at = clock.time()
                 going_on = RequestStatus(id=request, outcome=UNDER_WAY, message=str(tally)[:1024])
                 await self._hands.cluster.answer_node(self._place.node_name, going_on)
 
-    async def _take(self, found: StoredArchive, request: RequestId, here: frozenset[Uid] | None, tally: _Tally) -> None:
+    async def _take(
+        self, found: StoredArchive, is_newest: bool, request: RequestId, here: frozenset[Uid] | None, tally: _Tally
+    ) -> None:
         """Raises `PortError` where the ledger is away: what is not an archive's own fault ends it all."""
         facts, ref = found.facts, found.ref
         if facts is None or ref is None:
@@ -105,7 +108,7 @@ class Reindexer:
             except (ArchiveCorrupt, StoreError) as error:
                 tally.leave(found.path, str(error))
                 return
-            known = await self._enter(facts, ref, request, here)
+            known = await self._enter(facts, ref, is_newest, request, here)
             tally.counts["entered"] += known is Catalogued.SAME
         else:
             tally.counts["known"] += known is Catalogued.SAME
@@ -113,9 +116,9 @@ class Reindexer:
             tally.leave(found.path, _WHY_LEFT.get(known, "somebody else is entering it"))
 
     async def _enter(
-        self, facts: ArchiveFacts, ref: RuntimeRef, request: RequestId, here: frozenset[Uid] | None
+        self, facts: ArchiveFacts, ref: RuntimeRef, is_newest: bool, request: RequestId, here: frozenset[Uid] | None
     ) -> Catalogued:
-        nothing_else = await self._is_nothing_else_left(ref, here)
+        nothing_else = is_newest and await self._is_nothing_else_left(ref, here)
         lease = await self._hands.leases.hold(self._lease_key)
         known = await self._hands.ledger.enter_archive(
             facts, ref, request, self._place.node_name, lease, all_there_is=nothing_else
@@ -131,3 +134,14 @@ class Reindexer:
         if here is None or ref.uid in here or self._hands.journal.record(ref.uid) is not None:
             return False
         return await self._hands.cluster.look_up(ref) == Absent()
+
+
+async def _newest_told(survey: AsyncIterator[StoredArchive]) -> AsyncIterator[tuple[StoredArchive, bool]]:
+    """Each with whether nothing newer of its life lies there, not even what is odd: that may hold what an older one lacks."""
+    before: StoredArchive | None = None
+    async for found in survey:
+        if before is not None:
+            yield before, before.path.rpartition("/")[0] != found.path.rpartition("/")[0]
+        before = found
+    if before is not None:
+        yield before, True

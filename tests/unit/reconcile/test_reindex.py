@@ -20,10 +20,11 @@ from tests.integration.ledger.samples import finished, ref, workspace
 
 from perdure.api import names
 from perdure.api.conditions import Reason
-from perdure.api.names import ChainId, InstallationId, NodeId, NodeName
+from perdure.api.names import ChainId, InstallationId, NodeId, NodeName, OperationId, Uid
 from perdure.api.node import NodeStatus
 from perdure.api.request import UNDER_WAY, Verb
-from perdure.api.runtime import RequestStatus, RuntimeSpec
+from perdure.api.runtime import RequestStatus, Restore, RuntimeSpec
+from perdure.plan.certainty import Present
 from perdure.plan.world import ArchiveFacts, Freeze, Op, Record, SnapshotFacts
 from perdure.reconcile.hands import Hands, Place
 from perdure.reconcile.leases import LeaseKeeper
@@ -90,8 +91,8 @@ class Bench:
         handlers = {Verb.REINDEX: Reindexer(hands, Place(OURS, NODE, NODE_ID)).answer}
         self.requests = NodeRequests(cluster, NODE, looking, handlers)
 
-    def keep(self, sequence: int, uid: str = "gone", *, complete: bool = True) -> None:
-        request = ArchiveRequest(OURS, ref(uid), sequence, NODE_ID, workspace(ref(uid)))
+    def keep(self, sequence: int, uid: str = "gone", *, n: int = 1, complete: bool = True) -> None:
+        request = ArchiveRequest(OURS, ref(uid), sequence, NODE_ID, workspace(ref(uid), n))
         self.store.archives[sequence] = StoredArchive(request, {"a": "b"}, {"a": "b"} if complete else None)
 
     async def ask(self, request: str = "reindex/1") -> RequestStatus | None:
@@ -109,6 +110,12 @@ class Bench:
         shown = await FakeCluster(self.cluster).read_node(NODE)
         assert shown is not None
         self.requests.node_seen(msgspec.structs.replace(shown, name=name))
+
+    async def unarchived(self) -> tuple[Uid, ...]:
+        """Whose data the next object of the name waits for."""
+        facts = await self.ledger.facts(ref("new"), Restore())
+        assert isinstance(facts, Present)
+        return facts.it.unarchived
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -269,3 +276,32 @@ async def test_a_life_counts_as_put_away_only_if_nothing_but_its_archive_is_left
     await bench.ask()
     assert bench.tables.archives[7].state == "verified"
     assert bench.tables.archives[7].put_away is (left == "nothing")
+
+
+@pytest.mark.parametrize("newest", ["is rotten", "was never finished", "is in quarantine"])
+async def test_a_life_whose_newest_archive_is_left_alone_is_waited_for_until_that_is_entered(newest: str) -> None:
+    bench = Bench()
+    gone, other = ref("gone"), ref("other")
+    for life in (gone, other):
+        await bench.ledger.apply([finished(life, snapshot_key=life.snapshot_key(1))], NODE)
+    bench.keep(10)
+    bench.keep(11, "other")
+    bench.keep(12, n=2, complete=newest != "was never finished")
+    if newest == "is rotten":
+        bench.archives.damaged.add(12)
+    elif newest == "is in quarantine":
+        lease = await bench.ledger.acquire("key", 60.0)
+        sequence = await bench.ledger.begin_archive(OperationId("1"), gone, workspace(gone, 2), NODE_ID, lease)
+        bench.tables.archives[12] = bench.tables.archives.pop(sequence)
+        await bench.ledger.quarantine(12, "the hash is wrong")
+    answer = await bench.ask()
+    assert answer is not None
+    assert answer.message.startswith("2 archives entered, 0 were known, 1 left alone: ")
+    assert await bench.unarchived() == ("gone",), "its newest data is in no archive that can be read"
+    assert (bench.tables.archives[10].put_away, bench.tables.archives[11].put_away) == (False, True)
+    bench.archives.damaged.clear()
+    bench.keep(12, n=2)
+    if newest != "is in quarantine":
+        await bench.ask("reindex/2")
+        assert await bench.unarchived() == ()
+        assert bench.tables.runtimes[gone.uid].snapshot_key == gone.snapshot_key(2)

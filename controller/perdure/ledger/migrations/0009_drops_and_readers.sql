@@ -117,3 +117,18 @@ CREATE INDEX runtimes_given_up ON runtimes (node_name) WHERE released_at IS NULL
 CREATE INDEX archives_by_begun ON archives (begun_at DESC, sequence DESC);
 CREATE INDEX archives_by_name ON archives (namespace, kind, name, begun_at DESC);
 CREATE INDEX archives_by_node ON archives (node_id, state) INCLUDE (bytes) WHERE state <> 'purged';
+
+DO $$
+DECLARE
+    agents text;
+BEGIN
+    -- Who writes the catalogue reads bindings and edges, too: agents of an upgraded ledger need no new grant.
+    FOR agents IN
+        SELECT CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END
+          FROM pg_class, aclexplode(relacl)
+         WHERE pg_class.oid = 'archives'::regclass AND grantee <> relowner AND privilege_type = 'INSERT'
+    LOOP
+        EXECUTE format('GRANT SELECT ON bindings, phase_edges TO %s', agents);
+    END LOOP;
+END
+$$;

@@ -34,7 +34,7 @@ class StoredArchive:
     """What lies in a store, by its own word: nothing of it is proven. `problem`: why it is not even to be asked."""
 
     path: str
-    """Below the store's root; for people."""
+    """Below the store's root: all of one life, and nothing else, lies in one folder."""
     ref: RuntimeRef | None = None
     facts: ArchiveFacts | None = None
     problem: str = ""
@@ -66,7 +66,7 @@ class Archives(Protocol):
         """Remove the manifest, then the bytes. Not there: nothing."""
 
     def survey(self, installation: InstallationId) -> AsyncIterator[StoredArchive]:
-        """All that the store holds of this installation, one after the other, with what is odd there."""
+        """All that the store holds of this installation, with what is odd there: one life after the other, oldest first."""
 
     async def list(self, installation: InstallationId, identity_of: RuntimeRef) -> Sequence[int]:
         """Sequences of what the store holds under the name of this runtime, whatever its uid."""

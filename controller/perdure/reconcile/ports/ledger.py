@@ -140,8 +140,9 @@ class AgentLedger(Protocol):
         sequence. `all_there_is`: nothing else is left of that life's data, so the data counts as put away in it."""
 
     async def purgeable(self, ref: RuntimeRef) -> Sequence[ArchiveFacts]:
-        """Archives of the identity in any state but purged, wherever they are, without those to be retained and those of lives
-        that were bound after `ref`: somebody made the object anew since its purge was asked for."""
+        """Archives of the identity in any state but purged, wherever they are, without those to be retained and those of other
+        lives that are not known to have been bound before `ref`: somebody may have made the object anew since its purge was
+        asked for."""
 
     async def spared(self, ref: RuntimeRef) -> frozenset[int]:
         """Sequences of those: what a purge of `ref` leaves in its stores."""
