@@ -17,7 +17,7 @@ from perdure.api.runtime import Restore, RestorePolicy, RuntimeSpec, RuntimeStat
 
 SOON_SECONDS = 30.0
 STEPS = 300
-COMMAND = re.compile(r"`kubectl ([^`]+)`")
+COMMAND = re.compile(r"`((?:kubectl|perdure) [^`]+)`")
 Story = Callable[[Survivors], Awaitable[None]]
 
 
@@ -76,14 +76,14 @@ def obey(survivors: Survivors, message: str) -> None:
     it = [kind.short, name, "-n", namespace]
     for command in COMMAND.findall(message):
         match command.split():
-            case ["get", "runtimearchives", "-n", within]:
-                assert within == namespace
+            case ["perdure", "archive", "ls", target, "-n", within]:
+                assert (target, within) == (f"{kind.short}/{name}", namespace)
                 assert [found for found in survivors.cluster.archives if found[0] == namespace]
-            case ["annotate", *of, pair] if of == it:
+            case ["kubectl", "annotate", *of, pair] if of == it:
                 key, _, value = pair.partition("=")
                 assert key == ANNOTATION_FORCE_RELEASE
                 survivors.cluster.annotate(*KEY, {key: value})
-            case ["delete", *of] if of == it:
+            case ["kubectl", "delete", *of] if of == it:
                 delete(survivors)
             case other:
                 pytest.fail(f"nobody can run {other}")

@@ -6,6 +6,7 @@ import pytest
 from tests.e2e.harness.machine import Machine, Stage
 from tests.e2e.harness.processes import Operator
 from tests.e2e.harness.runtimes import Runtime
+from tests.e2e.harness.waiting import eventually
 
 from rig.clients import Kubectl
 from rig.filetree import difference
@@ -55,3 +56,33 @@ def test_runtime_whose_data_cannot_be_kept_runs_on_until_it_can(
     assert difference(files, runtime.tree()) == []
     runtime.patch(deletionPolicy="Purge")
     runtime.delete_and_wait()
+
+
+def test_going_back_to_an_earlier_archive_and_purging_a_name_go_as_the_page_says(
+    stage: Stage, kubectl: Kubectl
+) -> None:
+    """docs/operations.md, Day to day and A store is full."""
+    runtime = stage.runtime(kubectl, "wanted-once")
+    for word in ("first", "second"):
+        runtime.apply().wait_ready()
+        runtime.run(f"echo {word} > /data/word")
+        runtime.delete_and_wait()
+    first, second = runtime.archives()
+    name = first["metadata"]["name"]
+
+    runtime.apply(restore={"policy": "Archive", "archive": name}).wait_ready()
+    assert runtime.run("cat /data/word") == "first\n"
+    runtime.patch(restore={"policy": "Latest", "archive": None})
+    runtime.delete_and_wait()
+    assert len(runtime.archives()) == 3
+
+    kubectl("patch", "ra", name, "--type=merge", "-p", '{"spec":{"retain":true}}')
+    owner = first["spec"]["source"]["uid"]
+    eventually(lambda: stage.ledger.archives(owner), "the ledger has it", lambda rows: rows[0]["retain"])
+    runtime.spec = {"desiredState": "Stopped", "restore": {"policy": "None"}, "deletionPolicy": "Purge"}
+    runtime.apply().wait_phase("Stopped")
+    runtime.delete_and_wait()
+    assert [archive["metadata"]["name"] for archive in runtime.archives()] == [name]
+    (left,) = {path.name.partition(".")[0] for path in stage.site.archive_files() if "/wanted-once/" in str(path)}
+    assert left == str(first["status"]["sequence"])
+    assert [row["state"] for row in stage.ledger.archives(second["spec"]["source"]["uid"])] == ["purged"]

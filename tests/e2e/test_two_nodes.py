@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
+from tests.e2e.harness.api import Json
 from tests.e2e.harness.ledger import Ledger
 from tests.e2e.harness.machine import Machine
 from tests.e2e.harness.processes import Operator
@@ -24,6 +25,7 @@ class Cluster:
     machine: Machine
     first: Site
     second: Site
+    second_agent: Operator
 
     def runtime(self, kubectl: Kubectl, name: str, site: Site, **spec: object) -> Runtime:
         return Runtime(kubectl, self.machine.api, site, name, spec=dict(spec))
@@ -52,7 +54,7 @@ def cluster(machine: Machine, second_engine: Containerd, new_operator: Callable[
     operators = [new_operator("controller", ledger), *(new_operator("agent", ledger, site) for site in (first, second))]
     for operator in operators:
         operator.start()
-    yield Cluster(machine, first, second)
+    yield Cluster(machine, first, second, operators[2])
     for operator in operators:
         operator.stop()
     first.clear()
@@ -145,3 +147,47 @@ def test_a_cordoned_node_keeps_what_it_has_and_gets_nothing_new(cluster: Cluster
         assert cluster.is_only_on(moved, cluster.second)
     assert kept.process() == process
     nodes("patch", "runtimenode", cluster.first.name, "--type=merge", "-p", '{"spec":{"unschedulable":false}}')
+
+
+def test_who_was_on_a_node_that_is_lost_starts_empty_elsewhere_and_the_node_may_return(
+    cluster: Cluster, kubectl: Kubectl
+) -> None:
+    """docs/operations.md, A node is gone for good. Its engine goes on here, as it does where only a network is gone."""
+    lost, nodes = cluster.second, cluster.machine.kubectl()
+    runtime = cluster.runtime(kubectl, "bereft", lost, nodeName=lost.name).apply().wait_ready()
+    runtime.fill()
+    runtime.delete_and_wait()
+    runtime.apply().wait_ready()
+    process, left_behind = runtime.process(), runtime.container_id
+
+    def there() -> Json:
+        return next((node for node in cluster.machine.api.nodes() if node["metadata"]["name"] == lost.name), {})
+
+    cluster.second_agent.stop()
+    nodes("annotate", "rn", lost.name, "perdure.dev/out-of-service=its disk is dead")
+    listed = nodes("get", "br,gr", "-A", "-l", f"perdure.dev/node={lost.name}", "-o", "name")
+    assert f"botruntime.perdure.dev/{runtime.name}" in listed.split()
+    assert runtime.status()["phase"] == "Running", "as its agent said last"
+    runtime.annotate(force_release="node lost")
+    runtime.delete_and_wait()
+    given_up = runtime.uid
+    del runtime.spec["nodeName"]
+    runtime.apply()
+    refused = runtime.wait_condition("Scheduled", "False")
+    assert "bring the node with the archive back, or set restore.policy: None" in refused["message"]
+    nodes("delete", "rn", lost.name)
+    runtime.site = cluster.first
+    runtime.patch(restore={"policy": "None"})
+    runtime.wait_ready()
+    assert runtime.run("ls -A /data") == ""
+
+    cluster.second_agent.start()
+    eventually(
+        there,
+        "what it still has is an orphan",
+        lambda node: given_up in [orphan["uid"] for orphan in node.get("status", {}).get("orphans", [])],
+    )
+    assert process.is_alive(), "nobody stops what has no object"
+    lost.ctr("tasks", "kill", "-s", "SIGKILL", left_behind)
+    eventually(process.is_alive, "it ends as told", lambda alive: not alive)
+    assert any(thing.startswith("snapshot") for thing in lost.things_of(given_up))

@@ -50,9 +50,18 @@ def test_the_readme_shows_the_first_sample_as_it_is() -> None:
     assert (CHECKOUT / "deploy" / "samples" / "botruntime.yaml").read_text(encoding="utf-8") in readme
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_links_to_files_lead_somewhere(page: str) -> None:
-    text = (CHECKOUT / page).read_text(encoding="utf-8")
-    targets = [target for target in re.findall(r"\]\(([^)#]+)[)#]", text) if "://" not in target]
-    assert targets
-    assert [target for target in targets if not (CHECKOUT / target).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/ledger.md", "docs/operations.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    """To files that are there, and to headings that are in them."""
+    here = CHECKOUT / page
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", here.read_text(encoding="utf-8"))
+    links = [(here.parent / target if target else here, heading) for target, heading in links if "://" not in target]
+    assert links
+    assert [link for link in links if not link[0].exists()] == []
+    assert [link for link in links if link[1] and link[1] not in _headings(link[0])] == []
+
+
+def _headings(page: Path) -> set[str]:
+    """As links name them."""
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}

@@ -107,7 +107,8 @@ class LocalStore:
             raise Fault(
                 FaultKind.STORE_FULL,
                 f"the store {self.root} has {free >> 20} MiB free, and {needed >> 20} MiB are needed "
-                f"(the layer, and a reserve of {self.reserve >> 20} MiB); free space or purge archives",
+                f"(the layer, and a reserve of {self.reserve >> 20} MiB); enlarge its disk, or purge names that nobody "
+                "needs (README, When something is stuck)",
             )
 
     async def export(self, request: ArchiveRequest, layer: Layer) -> ArchiveFacts:

@@ -53,6 +53,9 @@ class Refused:
     message: str
 
 
+_NOT_REPORTING = "not reporting"
+_OUT_OF_SERVICE = "out of service"
+_GO_ON = "bring the node with the archive back, or set restore.policy: None to start on fresh data"
 NOTHING_REFUSED: Mapping[NodeId, Refused] = MappingProxyType({})
 
 
@@ -84,11 +87,11 @@ def choose_node(
     if pinned is not None and all(candidate.node.node_id != pinned for candidate in candidates):
         return Refused(
             Reason.ARCHIVE_NOT_REACHABLE,
-            f"the archive to restore is in the local store of node {pinned}, which does not report; bring that node back, "
-            "or set restore.policy: None to start on fresh data",
+            f"the archive to restore is in the local store of node {pinned}, which does not report; {_GO_ON}",
         )
     asked = requested(spec)
     reasons: dict[str, int] = {}
+    way_on = ""
     fitting: list[tuple[float, NodeName, NodeId]] = []
     portless: list[tuple[NodeName, Refused]] = []
     for candidate in candidates:
@@ -98,6 +101,8 @@ def choose_node(
             portless.append((candidate.node.name, without_ports[candidate.node.node_id]))
         if objection is not None:
             reasons[objection] = reasons.get(objection, 0) + 1
+            if candidate.node.node_id == pinned and objection in (_NOT_REPORTING, _OUT_OF_SERVICE):
+                way_on = f"; {_GO_ON}"
             continue
         node = candidate.node
         fitting.append((_load(node, used.get(node.node_id, Amounts())), node.name, node.node_id))
@@ -110,7 +115,7 @@ def choose_node(
     if not candidates:
         return Refused(Reason.UNSCHEDULABLE, "no node reports: start `perdure agent` on a node")
     told = ", ".join(f"{count} {why}" for why, count in sorted(reasons.items()))
-    return Refused(Reason.UNSCHEDULABLE, f"none of {len(candidates)} nodes can take it: {told}")
+    return Refused(Reason.UNSCHEDULABLE, f"none of {len(candidates)} nodes can take it: {told}{way_on}")
 
 
 def _objection(
@@ -128,9 +133,9 @@ def _objection(
     if pinned is not None and node.node_id != pinned:
         return "without the archive to restore"
     if not candidate.alive or not node.node_id:
-        return "not reporting"
+        return _NOT_REPORTING
     if node.terminating or node.out_of_service:
-        return "out of service"
+        return _OUT_OF_SERVICE
     if node.spec.unschedulable:
         return "cordoned"
     if len(node.name) > MAX_LABEL_LENGTH:

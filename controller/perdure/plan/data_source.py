@@ -73,7 +73,7 @@ def _choose_knowing(runtime: Runtime, facts: LedgerFacts) -> Choice:
                 return Undecided(
                     Reason.ARCHIVE_NOT_FOUND,
                     f"no verified RuntimeArchive {restore.archive!r} in namespace {runtime.namespace}; "
-                    f"`kubectl get runtimearchives -n {runtime.namespace}` lists what there is",
+                    f"{archives_to_choose_from(runtime)}",
                     Phase.FAILED,
                 )
             return _if_here(runtime, facts.named)
@@ -124,6 +124,15 @@ def _if_here(runtime: Runtime, archive: ArchiveFacts) -> Choice:
     )
 
 
+def archives_to_choose_from(runtime: Runtime) -> str:
+    """Where a person finds what can be restored. The objects would not do: they do not show what was found bad since."""
+    kind, name = runtime.kind.short, runtime.name
+    return (
+        f"`perdure archive ls {kind}/{name} -n {runtime.namespace}` shows which there are; only those in STATE verified can "
+        f"be restored, as {kind}-{name}-SEQUENCE"
+    )
+
+
 def way_on(runtime: Runtime) -> str:
     """What a person does, in this order, to go on without data that is lost, and without losing an archive by it.
 
@@ -132,7 +141,7 @@ def way_on(runtime: Runtime) -> str:
     """
     it = f"{runtime.kind.short} {runtime.name} -n {runtime.namespace}"
     return (
-        f"To go on from an archive: 1. `kubectl get runtimearchives -n {runtime.namespace}` shows what is kept. "
+        f"To go on from an archive: 1. {archives_to_choose_from(runtime)}. "
         f"2. `kubectl annotate {it} {ANNOTATION_FORCE_RELEASE}=data-is-missing` and then `kubectl delete {it}` let this "
         "object go, and keep every archive. 3. Create it again with restore.policy: Archive and restore.archive: NAME "
         "(or with restore.policy: None, to start on fresh data). deletionPolicy: Purge would remove the archives, too"

@@ -14,6 +14,7 @@ from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan import data, first_rules, proof
 from perdure.plan.certainty import Present
+from perdure.plan.data_source import archives_to_choose_from
 from perdure.plan.drift import plan_absent
 from perdure.plan.failures import phase_after
 from perdure.plan.operations import TRANSIENT_PHASE, closing, opening
@@ -334,8 +335,8 @@ def _missing(scene: Scene, key: str) -> Plan:
     message = (
         f"snapshot {key} held this runtime's data and is not on the engine any more, so it cannot be archived. "
         f"`kubectl annotate {it} {ANNOTATION_FORCE_RELEASE}=data-is-missing` lets the object go and keeps every archive: "
-        "created again with restore.policy: Archive and restore.archive: NAME it goes on from one, and `kubectl get "
-        f"runtimearchives -n {runtime.namespace}` shows which there are. spec.deletionPolicy: Purge lets it go, too, and "
+        "created again with restore.policy: Archive and restore.archive: NAME it goes on from one, and "
+        f"{archives_to_choose_from(runtime)}. spec.deletionPolicy: Purge lets it go, too, and "
         f"removes every archive of {runtime.kind} {runtime.name} that is not marked retain: true"
     )
     scene.draft.set(ConditionType.PRESERVED, Truth.FALSE, Reason.DATA_MISSING, message)

@@ -64,7 +64,7 @@ async def test_a_full_store_is_an_error_that_says_so_and_keeps_what_it_had(place
         (place.source.upper / "small").write_text("x")
         first = await place.store.export(request(1), place.source)
         noise(place.source.upper / "large", 8)
-        with pytest.raises(StoreError, match="free space") as caught:
+        with pytest.raises(StoreError, match="enlarge its disk, or purge names") as caught:
             await place.store.preflight(8 * MEBIBYTE)
         assert caught.value.reason is Reason.STORE_FULL
         await place.store.preflight(None)

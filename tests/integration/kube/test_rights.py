@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -195,3 +196,45 @@ async def test_account_without_rights_is_told_and_concludes_nothing(
         agent = KubeCluster(client, metrics, host="here", node_id=NODE_ID)
         with pytest.raises(ApiUnavailable, match="403"):
             await agent.list_uids(Kind.BOT)
+
+
+@pytest.mark.usefixtures("source_of")
+@pytest.mark.parametrize(
+    ("roles", "may", "may_not"),
+    [
+        (
+            ("perdure-view",),
+            ("list botruntimes", "watch gameruntimes", "get runtimearchives"),
+            ("create botruntimes", "patch runtimearchives", "list runtimenodes"),
+        ),
+        (
+            ("perdure-view", "perdure-edit"),
+            ("create botruntimes", "delete gameruntimes", "patch runtimearchives", "list runtimearchives"),
+            ("patch botruntimes/status", "create runtimearchives", "delete runtimearchives", "update runtimebindings"),
+        ),
+    ],
+    ids=["view", "edit"],
+)
+async def test_people_may_do_what_their_role_in_the_namespace_says(
+    roles: tuple[str, ...], may: tuple[str, ...], may_not: tuple[str, ...], user: User, control_plane: ControlPlane
+) -> None:
+    person, within = f"person-of-{user.namespace}", ("--namespace", user.namespace)
+    kubectl = Kubectl(control_plane.admin_kubeconfig)
+
+    def answer(right: str) -> str:
+        verb, resource = right.split()
+        resource, _, subresource = resource.partition("/")
+        asked = [verb, f"{resource}.perdure.dev", *([f"--subresource={subresource}"] if subresource else [])]
+        return kubectl.attempt("auth", "can-i", *asked, f"--as={person}", *within).stdout.strip()
+
+    for role in roles:
+        binding = ("create", "rolebinding", role, f"--clusterrole={role}", f"--user={person}")
+        await asyncio.to_thread(kubectl, *binding, *within)
+    for right in may:
+        await eventually(partial(_is_granted, answer, right), f"a person may {right}")
+    for right in may_not:
+        assert await asyncio.to_thread(answer, right) == "no", right
+
+
+def _is_granted(answer: Callable[[str], str], right: str) -> bool:
+    return answer(right) == "yes"

@@ -89,6 +89,21 @@ def test_what_is_to_be_restored_goes_where_it_can_be_read_or_nowhere() -> None:
     assert refused.reason is Reason.ARCHIVE_NOT_REACHABLE
 
 
+@pytest.mark.parametrize(
+    ("pinned", "is_lost"),
+    [
+        (candidate("b", alive=False), True),
+        (candidate("b", annotations={names.ANNOTATION_OUT_OF_SERVICE: "dead"}), True),
+        (candidate("b", cordoned=True), False),
+    ],
+)
+def test_who_waits_for_a_node_that_is_away_is_told_how_to_go_on(pinned: Candidate, is_lost: bool) -> None:
+    refused = choose_node(SPEC, [candidate("a"), pinned], {}, NodeId("id-b"))
+    assert isinstance(refused, Refused)
+    assert refused.reason is Reason.UNSCHEDULABLE
+    assert ("bring the node with the archive back, or set restore.policy: None" in refused.message) is is_lost
+
+
 def test_a_node_without_the_ports_is_passed_over_and_what_is_missing_is_said() -> None:
     nodes = [candidate("a"), candidate("b"), candidate("c", cordoned=True)]
     taken = Refused(Reason.PORT_TAKEN, "9000 is reserved by another")

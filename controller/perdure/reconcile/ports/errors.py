@@ -77,7 +77,8 @@ class StoreError(PortError):
 
 
 class ArchiveCorrupt(PortError):
-    """An archive is not what the catalogue says. It is quarantined: never deleted, never restored."""
+    """An archive is not what the catalogue says. It is quarantined: never restored, and removed by nothing but a
+    Purge."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, reason=Reason.ARCHIVE_CORRUPT, blocks_data=True)
