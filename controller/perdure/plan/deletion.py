@@ -46,10 +46,10 @@ def plan_deletion(world: World, runtime: Runtime, now: float) -> Plan:
 
 
 def plan_gone(world: World, now: float) -> Plan:
-    """The plan for a life whose object is proven gone. Only a deletion that was seen and journalled is acted on; without
-    one there may be a record to tidy up (`drift`)."""
+    """The plan for a life whose object is proven gone. Only a deletion that was seen and journalled is acted on, or a release
+    by force that the ledger tells of; without either there may be a record to tidy up (`drift`)."""
     record = world.record
-    if not record.deletion_seen:
+    if not record.deletion_seen and not _given_up_while_away(world):
         return plan_absent(world, now)
     ghost = _ghost(record)
     scene = Scene(world, ghost, now, StatusDraft(world, ghost))
@@ -97,7 +97,7 @@ def _deletion_is_journalled(scene: Scene) -> Plan | None:
 def _force_release(scene: Scene) -> Plan | None:
     """A person gave the object up: its container goes, its data stays pinned, the controller lets the object go."""
     record = scene.record
-    given_up = scene.runtime.force_release is not None or _given_up_in_the_ledger(scene)
+    given_up = scene.runtime.force_release is not None or _given_up_in_the_ledger(scene.world)
     if given_up and not record.force_released:
         return scene.do(Note(replace(record, force_released=True), "a person released the object by force"))
     if not record.force_released:
@@ -121,9 +121,16 @@ def _engine_is_away(scene: Scene) -> Plan | None:
     return replace(waiting, status=scene.draft.build(_phase(scene))) if waiting is not None else None
 
 
-def _given_up_in_the_ledger(scene: Scene) -> bool:
+def _given_up_while_away(world: World) -> bool:
+    """A person gave the object up, and it went, all without this node: what it runs may run elsewhere by now."""
+    if world.record.force_released:
+        return True
+    return world.freeze is None and _given_up_in_the_ledger(world)
+
+
+def _given_up_in_the_ledger(world: World) -> bool:
     """The object went before its annotation was seen here; the controller wrote it down first."""
-    ledger = scene.world.observed.ledger
+    ledger = world.observed.ledger
     return isinstance(ledger, Present) and ledger.it.force_released
 
 

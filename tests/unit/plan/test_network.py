@@ -45,6 +45,7 @@ from perdure.plan.world import (
     ContainerFacts,
     Exit,
     Failure,
+    Freeze,
     Gone,
     Halted,
     HostPort,
@@ -419,3 +420,40 @@ def test_a_network_that_is_left_of_what_was_released_by_force_goes_first() -> No
     gone = replace(seen, desired=Gone(), record=record, observed=replace(seen.observed, snapshots=Present(())))
     assert RemoveSandbox() in plan(gone, NOW).steps
     assert not any(isinstance(step, Forget | Note) for step in plan(gone, NOW).steps)
+
+
+def test_what_was_given_up_while_its_node_was_away_is_stopped_when_that_returns() -> None:
+    """It may run elsewhere by now; its data stays."""
+    seen = world()
+    ledger = Present(LedgerFacts(force_released=True))
+    gone = replace(seen, desired=Gone(), observed=replace(seen.observed, ledger=ledger))
+    (step,) = plan(gone, NOW).steps
+    assert isinstance(step, Note)
+    assert step.record.force_released
+    noted = replace(gone, record=step.record, observed=replace(gone.observed, ledger=Unknown("not asked")))
+    begin, stop = plan(noted, NOW).steps
+    assert isinstance(begin, Begin)
+    assert begin.op is Op.STOP
+    assert isinstance(stop, StopTask)
+
+
+@pytest.mark.parametrize("ledger", [Present(LedgerFacts()), Unknown("away")], ids=["says nothing", "is away"])
+def test_what_runs_without_an_object_goes_on_unless_the_ledger_tells_that_it_was_given_up(
+    ledger: Certain[LedgerFacts],
+) -> None:
+    seen = world()
+    for desired in (Gone(), Gone(confirmed=True)):
+        gone = replace(seen, desired=desired, observed=replace(seen.observed, ledger=ledger))
+        assert plan(gone, NOW).steps == ()
+
+
+def test_a_frozen_node_stops_nothing_that_was_given_up() -> None:
+    seen = world()
+    ledger = Present(LedgerFacts(force_released=True))
+    gone = replace(
+        seen,
+        desired=Gone(),
+        freeze=Freeze(Reason.MASS_ABSENCE, "half of them are gone"),
+        observed=replace(seen.observed, ledger=ledger),
+    )
+    assert plan(gone, NOW).steps == ()
