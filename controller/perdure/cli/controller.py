@@ -62,7 +62,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     process.spawn("history-months", keep_months_daily(database, settings.history_days))
     seats = controller_side.Seats(client, ledger, host, _only, settings.port_range)
     side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
-    watches = (*runtime_watches(side), node_watch(side.nodes.apply), archive_watch(side.retained.put_nowait))
+    watches = (*runtime_watches(side), node_watch(side.nodes.apply), archive_watch(side.retained))
     process.spawn("intake", Intake(client, source, "controller", watches, uvloop.new_event_loop).run())
 
 

@@ -72,7 +72,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     watches = (
         *runtime_watches(halves),
         node_watch(halves.node_seen),
-        archive_watch(halves.controller.retained.put_nowait),
+        archive_watch(halves.controller.retained),
     )
     process.spawn("intake", Intake(client, source, "standalone", watches, uvloop.new_event_loop).run())
 
