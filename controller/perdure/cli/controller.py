@@ -53,7 +53,9 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     await migrate_patiently(process, database)
     ledger = PostgresControllerLedger(database, installation)
     host = socket.gethostname()
-    leader = LeaderLease(client, f"{host}-{secrets.token_hex(4)}")
+    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
+    leases = await process.closing.enter_async_context(ApiClient(source))
+    leader = LeaderLease(leases, f"{host}-{secrets.token_hex(4)}")
     process.checks.report("leader", False, "another controller leads")
     await leader.acquire()
     process.closing.push_async_callback(leader.release)
