@@ -53,7 +53,9 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     await migrate_patiently(process, database)
     ledger = PostgresControllerLedger(database, installation)
     host = socket.gethostname()
-    leader = LeaderLease(client, f"{host}-{secrets.token_hex(4)}")
+    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
+    leases = await process.closing.enter_async_context(ApiClient(source))
+    leader = LeaderLease(leases, f"{host}-{secrets.token_hex(4)}")
     process.checks.report("leader", False, "another controller leads")
     await leader.acquire()
     process.closing.push_async_callback(leader.release)
@@ -62,7 +64,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     process.spawn("history-months", keep_months_daily(database, settings.history_days))
     seats = controller_side.Seats(client, ledger, host, _only, settings.port_range)
     side = await patiently(process, "controller", lambda: controller_side.build(process, settings.common, seats))
-    watches = (*runtime_watches(side), node_watch(side.nodes.apply), archive_watch(side.retained.put_nowait))
+    watches = (*runtime_watches(side), node_watch(side.nodes.apply), archive_watch(side.retained))
     process.spawn("intake", Intake(client, source, "controller", watches, uvloop.new_event_loop).run())
 
 

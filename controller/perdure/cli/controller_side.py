@@ -8,6 +8,7 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import structlog
 
@@ -40,6 +41,11 @@ RETAIN_RETRY_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
+_ArchiveKey = tuple[str, str]
+"""Namespace and name of a RuntimeArchive."""
+_Mark = tuple[str, bool]
+"""The object's uid, and whether it is to be retained."""
+
 
 @dataclass(slots=True)
 class ControllerSide:
@@ -49,7 +55,7 @@ class ControllerSide:
     queue: KeyedQueue[Uid]
     nodes: NodeCache
     resync: Resync
-    retained: asyncio.Queue[ArchiveObject]
+    retained: RetainMarks
 
     def put(self, runtime: Runtime) -> None:
         self.cache.put(runtime)
@@ -89,7 +95,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
 
     binder = Binder(Office(cluster, seats.ledger, seats.shared(cache), queue, candidates, seats.port_range))
     resync = Resync(cluster, cache, process.metrics, _wake_all(cache, queue))
-    side = ControllerSide(cache, queue, nodes, resync, asyncio.Queue())
+    side = ControllerSide(cache, queue, nodes, resync, RetainMarks(cluster, seats.ledger))
     process.closing.callback(queue.close)
     await nodes.refresh()
     await resync.once()
@@ -98,7 +104,7 @@ async def build(process: Process, common: CommonSettings, seats: Seats) -> Contr
     process.spawn("controller-resync", resync.run(interval=common.resync_seconds))
     process.spawn("archives", _publish_archives(binder))
     process.spawn("abandoned-ports", _free_abandoned_ports(binder))
-    process.spawn("retained-archives", carry_retain(side.retained, cluster, seats.ledger))
+    process.spawn("retained-archives", side.retained.run())
     process.spawn("binders", work_with(WORKERS, queue, binder.handle, process.crash_counter("binder")))
     return side
 
@@ -134,23 +140,56 @@ async def _free_abandoned_ports(binder: Binder) -> None:
         await asyncio.sleep(ABANDONED_SECONDS * random.uniform(0.8, 1.2))
 
 
-async def carry_retain(
-    retained: asyncio.Queue[ArchiveObject], cluster: ControllerCluster, ledger: ControllerLedger
-) -> None:
-    """Carry `spec.retain` of RuntimeArchives, as people change it, into the catalogue, where a Purge looks.
+class RetainMarks:
+    """Carries `spec.retain` of RuntimeArchives, as people change it, into the catalogue, where a Purge looks.
 
-    What this process has not carried yet may have been changed while there was no controller: it is written anyway."""
-    known: dict[tuple[str, str], bool] = {}
-    while True:
-        archive = await retained.get()
-        key, retain = (archive.namespace, archive.name), archive.spec.retain
-        if known.get(key) is retain:
-            continue
+    What this process has not carried yet may have been changed while there was no controller: it is written anyway. `put`
+    and `deleted` are the watch's; whatever is tried again is tried with what the object says by then.
+    """
+
+    def __init__(self, cluster: ControllerCluster, ledger: ControllerLedger) -> None:
+        self._cluster = cluster
+        self._ledger = ledger
+        self._latest: dict[_ArchiveKey, ArchiveObject] = {}
+        self._carried: dict[_ArchiveKey, _Mark] = {}
+        """What the catalogue is known to have; nothing of what is being written, or was and had no answer."""
+        self._queue: KeyedQueue[_ArchiveKey] = KeyedQueue()
+
+    def put(self, archive: ArchiveObject) -> None:
+        key = archive.namespace, archive.name
+        self._latest[key] = archive
+        self._queue.add(key)
+
+    def deleted(self, archive: ArchiveObject) -> None:
+        """It lists nothing any more; what the catalogue has of it stays. One of that name may have been made since."""
+        key = archive.namespace, archive.name
+        if key in self._latest and self._latest[key].uid == archive.uid:
+            del self._latest[key]
+            self._carried.pop(key, None)
+
+    async def run(self) -> NoReturn:
+        """One after another, until cancelled."""
         try:
-            namespace = await cluster.get_namespace(archive.namespace)
+            while True:
+                key = await self._queue.get()
+                try:
+                    await self._carry(key)
+                except PortError as error:
+                    log.warning("retain_not_recorded", namespace=key[0], archive=key[1], error=str(error))
+                    self._queue.add_in(key, RETAIN_RETRY_SECONDS)
+                finally:
+                    self._queue.done(key)
+        finally:
+            self._queue.close()
+
+    async def _carry(self, key: _ArchiveKey) -> None:
+        archive = self._latest.get(key)
+        if archive is None:
+            return
+        mark = archive.uid, archive.spec.retain
+        if self._carried.pop(key, None) != mark:
+            namespace = await self._cluster.get_namespace(archive.namespace)
             if namespace is not None:
-                await ledger.record_retained(namespace.uid, archive.name, retain)
-            known[key] = retain
-        except PortError as error:
-            log.warning("retain_not_recorded", namespace=archive.namespace, archive=archive.name, error=str(error))
-            asyncio.get_running_loop().call_later(RETAIN_RETRY_SECONDS, retained.put_nowait, archive)
+                await self._ledger.record_retained(namespace.uid, archive.name, archive.spec.retain)
+        if key in self._latest:
+            self._carried[key] = mark

@@ -28,6 +28,7 @@ from perdure.engine.containerd.engine import ContainerdEngine
 from perdure.engine.containerd.settings import ContainerdSettings
 from perdure.journal.file import FileJournal
 from perdure.journal.identity import node_id as read_node_id
+from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
 from perdure.kube.client import ApiClient
 from perdure.kube.cluster import KubeCluster
@@ -174,7 +175,9 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     handlers = {Verb.REINDEX: Reindexer(hands, place).answer, Verb.ACCEPT_ABSENCE: acceptance.answer}
     requests = NodeRequests(cluster, node.name, guards, handlers)
     side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, requests)
-    heartbeat = NodeHeartbeat(neighbours.client, node.name, node_id)
+    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
+    leases = await process.closing.enter_async_context(ApiClient(ClusterSource(common.kubeconfig)))
+    heartbeat = NodeHeartbeat(leases, node.name, node_id)
     process.closing.callback(queue.close)
     await patiently(process, "node", archives.open)
     await patiently(process, "node", heartbeat.claim)

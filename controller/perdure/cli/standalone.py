@@ -54,8 +54,10 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     database = await open_database(process.closing, url)
     await migrate_patiently(process, database)
     host = socket.gethostname()
+    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
+    leases = await process.closing.enter_async_context(ApiClient(source))
     # The lock on the state folder makes this holder unique, so the Lease of a killed predecessor is ours at once.
-    leader = LeaderLease(client, f"{host}-{identity}", timing=PATIENT)
+    leader = LeaderLease(leases, f"{host}-{identity}", timing=PATIENT)
     await leader.acquire()
     process.closing.push_async_callback(leader.release)
     process.checks.report("leader", True)
@@ -72,7 +74,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     watches = (
         *runtime_watches(halves),
         node_watch(halves.node_seen),
-        archive_watch(halves.controller.retained.put_nowait),
+        archive_watch(halves.controller.retained),
     )
     process.spawn("intake", Intake(client, source, "standalone", watches, uvloop.new_event_loop).run())
 

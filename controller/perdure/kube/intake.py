@@ -52,6 +52,14 @@ class Sink(Protocol):
         """Deleted, or out of the selector: a hint, never a proof."""
 
 
+class ArchiveSink(Protocol):
+    """Who wants to know of RuntimeArchives. Called as a `Sink` is."""
+
+    def put(self, archive: ArchiveObject) -> None: ...
+
+    def deleted(self, archive: ArchiveObject) -> None: ...
+
+
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Deliver = Callable[[Mapping[str, Any]], Callable[[], None]]
 """Makes an object typed, in kopf's thread, and returns the call that hands it over, for the caller's loop."""
@@ -96,16 +104,21 @@ def node_watch(seen_by: Callable[[RuntimeNode], None], name: NodeName | None = N
     return Watch(NODE_PLURAL, seen, left, fields=f"metadata.name={name}" if name is not None else "")
 
 
-def archive_watch(seen_by: Callable[[ArchiveObject], None]) -> Watch:
+def archive_watch(sink: ArchiveSink) -> Watch:
     """RuntimeArchives, for the controller, which carries `retain` into the catalogue. A deletion only unlists."""
 
     def seen(raw: Mapping[str, Any]) -> Callable[[], None]:
         archive = parse_archive(raw)
-        return lambda: seen_by(archive)
+        return lambda: sink.put(archive)
 
     def left(raw: Mapping[str, Any]) -> Callable[[], None]:
         archive = parse_archive(raw)
-        return lambda: log.info("archive_unlisted", namespace=archive.namespace, archive=archive.name)
+
+        def unlisted() -> None:
+            log.info("archive_unlisted", namespace=archive.namespace, archive=archive.name)
+            sink.deleted(archive)
+
+        return unlisted
 
     return Watch(ARCHIVE_PLURAL, seen, left)
 

@@ -6,6 +6,7 @@ Liveness is a Lease (`heartbeat.py`), not a field here: a heartbeat in a status 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import platform
 import random
 import time
@@ -21,7 +22,7 @@ from perdure.api.node import NodeStatus, RuntimeNode, parse_node
 from perdure.api.runtime import RequestStatus
 from perdure.kube import clock, paths
 from perdure.kube.client import ApiClient, ApiRefused, Json
-from perdure.kube.heartbeat import NODE_LEASE_SECONDS, NODE_LEASE_SELECTOR, node_of_lease
+from perdure.kube.heartbeat import NODE_LEASE_SECONDS, NODE_LEASE_SELECTOR, node_of_lease, pulse_of
 from perdure.kube.lease import LeaseWatch
 from perdure.kube.status import node_status_patch
 from perdure.reconcile.ports.errors import ApiUnavailable
@@ -126,8 +127,9 @@ class NodeView:
 class NodeCache:
     """Every RuntimeNode, from the intake at once and from a list every few seconds; Leases from a list.
 
-    A node counts as alive until its Lease was *seen* not to change for its whole duration: clocks of machines are
-    never compared, and a controller that has just started does not take every node for lost.
+    A node counts as alive until its Lease was not renewed for its whole duration. How long it was silent when it is seen
+    first the API server's clock says, alone; from then on it is watched by ours: clocks of machines are never compared.
+    Without a Lease it is not alive.
     """
 
     def __init__(
@@ -145,6 +147,8 @@ class NodeCache:
         self._leases: dict[NodeName, LeaseWatch] = {}
         self._stale_after = stale_after
         self._alive: frozenset[NodeName] = frozenset()
+        self._unheard = asyncio.Event()
+        """A watch showed a node whose Lease was not looked for yet."""
         self.synced = False
         """Whether every node was listed once."""
 
@@ -158,7 +162,8 @@ class NodeCache:
 
     def apply(self, node: RuntimeNode) -> None:
         """One node as a watch shows it."""
-        self._leases.setdefault(node.name, LeaseWatch(self._now()))
+        if node.name not in self._leases:
+            self._unheard.set()
         if self._nodes.get(node.name) != node:
             self._nodes[node.name] = node
             self._on_change()
@@ -168,38 +173,50 @@ class NodeCache:
         nodes: dict[NodeName, RuntimeNode] = {}
         async for page in self._client.pages(paths.nodes(), "listing RuntimeNodes"):
             nodes |= {node.name: node for node in map(_parse_node, page)}
-        renewals: dict[NodeName, str] = {}
+        leases: dict[NodeName, Json] = {}
         async for page in self._client.pages(paths.leases(), "listing node Leases", NODE_LEASE_SELECTOR):
-            for raw in page:
-                renewals[node_of_lease(raw)] = str((raw.get("spec") or {}).get("renewTime", ""))
-        self._replace(nodes, renewals)
+            leases |= {node_of_lease(raw): raw for raw in page}
+        self._replace(nodes, leases)
 
     async def run(self) -> None:
         """Refresh every few seconds until cancelled. An API server that is away changes nothing that is known."""
         while True:
+            self._unheard.clear()
             try:
                 await self.refresh()
             except ApiUnavailable as error:
                 self._forgive()
                 log.warning("nodes_not_listed", error=str(error))
-            await asyncio.sleep(POLL_SECONDS * random.uniform(0.9, 1.1))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS * random.uniform(0.9, 1.1)):
+                    await self._unheard.wait()
 
-    def _replace(self, nodes: dict[NodeName, RuntimeNode], renewals: dict[NodeName, str]) -> None:
+    def _replace(self, nodes: dict[NodeName, RuntimeNode], leases: dict[NodeName, Json]) -> None:
         now = self._now()
-        for name in nodes:
-            self._leases.setdefault(name, LeaseWatch(now)).see(renewals.get(name, ""), now)
-        self._leases = {name: watch for name, watch in self._leases.items() if name in nodes}
+        self._leases = {name: self._watched(name, raw, now) for name, raw in leases.items() if name in nodes}
         alive = frozenset(name for name in nodes if self._is_alive(name, now))
         changed = nodes != self._nodes or alive != self._alive or not self.synced
         self._nodes, self._alive, self.synced = nodes, alive, True
         if changed:
             self._on_change()
 
+    def _watched(self, name: NodeName, raw: Json, now: float) -> LeaseWatch:
+        renewal = str((raw.get("spec") or {}).get("renewTime", ""))
+        watch = self._leases.get(name)
+        if watch is not None:
+            watch.see(renewal, now)
+            return watch
+        silent = pulse_of(raw, self._client.server_time).silent_seconds
+        began = now - silent if silent is not None else now
+        watch = LeaseWatch(began)
+        watch.see(renewal, began)
+        return watch
+
     def _forgive(self) -> None:
         # While we could not look, agents could not renew either: silence of that time says nothing about them.
         now = self._now()
-        for watch in self._leases.values():
-            watch.forgive(now)
+        for name in self._alive:
+            self._leases[name].forgive(now)
 
     def _is_alive(self, name: NodeName, now: float) -> bool:
         watch = self._leases.get(name)

@@ -28,13 +28,15 @@ from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_nod
 from perdure.plan.certainty import Absent
 from perdure.plan.view import archive_name
 from perdure.plan.world import ArchiveFacts
+from perdure.reconcile.namespaces import RecentNamespaces
 from perdure.reconcile.ports.cluster import ControllerCluster, NamespaceFacts, Objects, Published
 from perdure.reconcile.ports.errors import ApiUnavailable, PortError, StatusConflict
 from perdure.reconcile.ports.ledger import Binding, BoundRow, ControllerLedger
 from perdure.reconcile.queue import KeyedQueue
+from perdure.reconcile.refusals import Refusals
 
 RETRY_SECONDS = 5.0
-"""While something is away or no node fits; node reports and edits make it sooner."""
+"""While something is away."""
 ARCHIVES_AT_ONCE = 100
 UNPUBLISHED_SECONDS = 60.0
 """A node shows the ports of what it starts sooner than this; what it never showed it may never have heard of."""
@@ -76,6 +78,8 @@ class Binder:
         """Objects whose labels claim a binding that the ledger has not: they are no load, and it is told once."""
         self._refused: dict[Uid, str] = {}
         """Why ports of bound runtimes cannot be had, as it was told in an Event: it is told once."""
+        self._refusals = Refusals(office.queue)
+        self._namespaces = RecentNamespaces(self._read_namespace)
         self._last_archive: dict[Uid, str] = {}
         """As the status of each runtime names it."""
         self.archive_seen = asyncio.Event()
@@ -85,6 +89,9 @@ class Binder:
         """Bring one object as far as the controller can now."""
         runtime = self._office.objects.get(uid)
         if runtime is None:
+            self._refusals.forget(uid)
+            if uid in self._bound_here or uid in self._proven:
+                self._refusals.wake()
             self._bound_here.pop(uid, None)
             self._proven.pop(uid, None)
             self._unproven.discard(uid)
@@ -97,8 +104,11 @@ class Binder:
             self.archive_seen.set()
         try:
             if runtime.terminating:
+                self._refusals.forget(uid)
                 await self._let_go(runtime)
-            elif not _is_settled(runtime) or not await self._is_proven(runtime):
+            elif _is_settled(runtime) and await self._is_proven(runtime):
+                self._refusals.forget(uid)
+            else:
                 await self._bind(runtime)
         except StatusConflict:
             log.debug("object_changed_meanwhile", runtime=runtime.key, uid=uid)
@@ -127,7 +137,7 @@ class Binder:
         if runtime.invalid is not None:
             await self._tell(runtime, Reason.INVALID_SPEC, runtime.invalid, phase=Phase.FAILED)
             return
-        namespace = await self._namespace(runtime)
+        namespace = await self._namespaces.get(runtime.namespace, since=self._refusals.known_since(runtime.uid))
         ref = runtime.ref(namespace.uid)
         row = await self._office.ledger.read(ref, runtime.spec.restore)
         if row.binding is None and runtime.node_id is not None:
@@ -136,12 +146,14 @@ class Binder:
         answer = forbidden or await self._place(runtime, ref, row)
         if isinstance(answer, Binding):
             await self._publish(runtime, answer, namespace)
+            if row.binding is not None:
+                self._refusals.wake()  # an edit may have given ports back
             return
         if row.binding is None:
             await self._tell(runtime, answer.reason, answer.message)
         else:
             await self._tell_of_ports(runtime, answer)
-        self._office.queue.add_in(runtime.uid, RETRY_SECONDS)
+        self._refusals.add(runtime.uid, runtime.generation)
 
     async def _place(self, runtime: Runtime, ref: RuntimeRef, row: BoundRow) -> Binding | Refused:
         """The binding and its ports, as the ledger has them or takes them."""
@@ -183,6 +195,7 @@ class Binder:
         self._bound_here[runtime.uid] = binding.node_id
         self._unproven.discard(runtime.uid)
         self._refused.pop(runtime.uid, None)
+        self._refusals.forget(runtime.uid)
         ports = dict(binding.ports)
         bound = await self._office.cluster.bind(runtime, binding.node_name, binding.node_id, namespace.uid, ports)
         self._proven[runtime.uid] = _Claim(binding.node_name, binding.node_id, namespace.uid)
@@ -191,10 +204,10 @@ class Binder:
             "bound", runtime=runtime.key, uid=runtime.uid, node=binding.node_name, **({"ports": ports} if ports else {})
         )
 
-    async def _namespace(self, runtime: Runtime) -> NamespaceFacts:
-        namespace = await self._office.cluster.get_namespace(runtime.namespace)
+    async def _read_namespace(self, name: str) -> NamespaceFacts:
+        namespace = await self._office.cluster.get_namespace(name)
         if namespace is None:
-            raise ApiUnavailable(f"namespace {runtime.namespace} of {runtime.key} is not there (yet)")
+            raise ApiUnavailable(f"namespace {name} is not there (yet)")
         return namespace
 
     # ------------------------------------------------------------------------------------------ deletion
@@ -203,9 +216,9 @@ class Binder:
         """Take the finalizer off once the ledger says that the data is safe, purged or was never there."""
         if not runtime.protected:
             return
-        claimed = runtime.namespace_uid or (await self._namespace(runtime)).uid
+        claimed = runtime.namespace_uid or (await self._read_namespace(runtime.namespace)).uid
         row = await self._office.ledger.read(runtime.ref(claimed), runtime.spec.restore)
-        ref = runtime.ref(row.namespace_uid or (await self._namespace(runtime)).uid)
+        ref = runtime.ref(row.namespace_uid or (await self._read_namespace(runtime.namespace)).uid)
         reason = runtime.force_release
         if reason is not None:
             await self._office.ledger.force_release(ref, reason)
@@ -220,6 +233,7 @@ class Binder:
             # Also when the data is preserved: who restores it has another uid, and gets numbers of its own.
             await self._office.ledger.free_ports(ref)
         await self._office.cluster.release(runtime)
+        self._refusals.wake()
         log.info("released", runtime=runtime.key, uid=runtime.uid)
 
     async def _show_archives_of(self, ref: RuntimeRef) -> None:
@@ -266,6 +280,7 @@ class Binder:
                 continue
             if isinstance(await self._office.cluster.look_up(ref), Absent):
                 await self._office.ledger.free_ports(ref)
+                self._refusals.wake()
                 log.info("ports_freed", runtime=str(ref), uid=ref.uid)
 
     # ------------------------------------------------------------------------------------------ telling

@@ -161,8 +161,9 @@ class Prober:
 
     def _first(self, target: Target, probe: Probe) -> float:
         """Seconds until it is asked for the first time. After a restart of the agent all tasks are found at once, and
-        nothing hurries: the first questions to those that are not young spread over a period."""
-        delay = target.started_at + probe.initial_delay_seconds - self._now()
+        nothing hurries: the first questions to those that are not young spread over a period. Wall clocks may be set: what
+        seems to begin only later began just now."""
+        delay = min(target.started_at - self._now(), 0.0) + probe.initial_delay_seconds
         return self._random.random() * probe.period_seconds if delay < -probe.period_seconds else max(0.0, delay)
 
     # ------------------------------------------------------------------------------------------ the clock's side

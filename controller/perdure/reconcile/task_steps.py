@@ -18,6 +18,7 @@ from perdure.plan.world import Exit, ImageFacts, StopAsked, World
 from perdure.reconcile.environment import resolve
 from perdure.reconcile.hands import Hands, live, workspace_of
 from perdure.reconcile.health_rows import tell, told
+from perdure.reconcile.namespaces import RecentNamespaces
 from perdure.reconcile.network_steps import NetworkSteps
 from perdure.reconcile.ports.cluster import NamespaceFacts
 from perdure.reconcile.ports.engine import ContainerPlan
@@ -30,8 +31,6 @@ KILL_WAIT_SECONDS = 10.0
 """How long SIGKILL may take: a process in uninterruptible sleep must not hang the agent."""
 PLACE_SECONDS = 2.0
 """How long a start may wait for its network in the place of another one."""
-NAMESPACE_SECONDS = 10.0
-"""How late a change of a namespace's Pod Security label may count: the next start after this has it."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +51,7 @@ class TaskSteps:
         self._now = clocks.now
         self._uptime = clocks.uptime
         self._starts = asyncio.Semaphore(concurrent_starts)
-        self._namespaces: dict[str, tuple[float, NamespaceFacts | None]] = {}
+        self._namespaces = RecentNamespaces(hands.cluster.namespace)
 
     async def create_container(self, world: World, image: ImageFacts, mark: str) -> None:
         runtime = live(world)
@@ -79,12 +78,7 @@ class TaskSteps:
         )
 
     async def _namespace(self, ref: RuntimeRef) -> NamespaceFacts:
-        """The namespace as it was at most `NAMESPACE_SECONDS` ago: a burst of starts in one reads it once."""
-        clock = asyncio.get_running_loop().time
-        read_at, known = self._namespaces.get(ref.namespace, (0.0, None))
-        if known is None or known.uid != ref.namespace_uid or clock() - read_at > NAMESPACE_SECONDS:
-            read_at, known = clock(), await self._hands.cluster.namespace(ref.namespace)
-            self._namespaces[ref.namespace] = (read_at, known)
+        known = await self._namespaces.get(ref.namespace, uid=ref.namespace_uid)
         if known.uid != ref.namespace_uid:
             raise SourceError(
                 f"namespace {ref.namespace} was created anew since {ref} was bound", reason=Reason.NAMESPACE_UNREADABLE

@@ -5,11 +5,14 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import structlog
+from tests.integration.kube.conftest import WAIT_SECONDS, eventually
 
 from perdure.api.names import LEASE_NAMESPACE, NodeId, NodeName
 from perdure.api.node import NodeStatus
 from perdure.kube import paths
-from perdure.kube.client import ApiClient, ApiRefused
+from perdure.kube.access import ClusterSource
+from perdure.kube.client import ApiClient, ApiRefused, Json
 from perdure.kube.heartbeat import NodeHeartbeat, NodeNameTaken, Pulse, read_pulses
 from perdure.kube.lease import LeaderLease, LeadershipLost, LeaderTiming
 from perdure.kube.nodes import NodeCache, NodeReporter, NodeView
@@ -161,6 +164,107 @@ async def test_controller_sees_who_is_alive(client: ApiClient, node: NodeName) -
     await beat.beat()
     await cache.refresh()
     assert view().alive
+
+
+def alive(cache: NodeCache, node: NodeName) -> bool:
+    return next(view.alive for view in cache.views() if view.node.name == node)
+
+
+async def silent_for(client: ApiClient, node: NodeName, seconds: float) -> None:
+    async with asyncio.timeout(WAIT_SECONDS):
+        while True:
+            if ((await read_pulses(client))[node].silent_seconds or 0.0) > seconds:
+                return
+            await asyncio.sleep(0.2)
+
+
+async def test_a_controller_that_has_just_started_takes_nobody_for_alive_who_was_silent_before(
+    client: ApiClient, node: NodeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2100-01-01T00:00:00.000000Z")
+    beat = heartbeat(client, node, "id")
+    await beat.claim()
+    await NodeReporter(client).report(node, NodeStatus(node_id="id"))
+    await silent_for(client, node, 2.0)
+    cache = NodeCache(client, clock_seconds=lambda: 1000.0, stale_after=2.0)
+    await cache.refresh()
+    assert not alive(cache, node)
+    patient = NodeCache(client, clock_seconds=lambda: 1000.0, stale_after=3600.0)
+    await patient.refresh()
+    assert alive(patient, node)
+    monkeypatch.setattr("perdure.kube.clock.now_micro", lambda: "2000-01-01T00:00:00.000000Z")
+    await beat.beat()
+    await cache.refresh()
+    assert alive(cache, node), "whatever the agent takes the time to be"
+
+
+async def test_a_lease_that_does_not_say_when_it_was_renewed_is_watched_from_now_on(
+    client: ApiClient, node: NodeName
+) -> None:
+    await heartbeat(client, node, "id").claim()
+    await NodeReporter(client).report(node, NodeStatus(node_id="id"))
+    forgotten: Json = {"metadata": {"managedFields": [{}]}}
+    await client.merge_patch(paths.lease(f"node-{node}"), "forgetting who wrote what", forgotten)
+    assert (await read_pulses(client))[node].silent_seconds is None
+    now = 1000.0
+    cache = NodeCache(client, clock_seconds=lambda: now)
+    await cache.refresh()
+    assert alive(cache, node)
+    now += 41
+    await cache.refresh()
+    assert not alive(cache, node)
+
+
+async def test_a_node_without_a_lease_is_not_alive(client: ApiClient, node: NodeName) -> None:
+    await NodeReporter(client).report(node, NodeStatus(node_id="id"))
+    cache = NodeCache(client)
+    await cache.refresh()
+    assert not alive(cache, node)
+    beat = heartbeat(client, node, "id")
+    await beat.claim()
+    await cache.refresh()
+    assert alive(cache, node)
+    await remove(client, paths.lease(f"node-{node}"))
+    await cache.refresh()
+    assert not alive(cache, node)
+
+
+async def test_the_lease_of_a_node_that_a_watch_shows_first_is_looked_for_at_once(
+    client: ApiClient, node: NodeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.kube.nodes.POLL_SECONDS", 3600.0)
+    cache = NodeCache(client)
+    running = asyncio.create_task(cache.run())
+    await eventually(lambda: cache.synced, "nodes are listed")
+    await heartbeat(client, node, "id").claim()
+    reporter = NodeReporter(client)
+    await reporter.report(node, NodeStatus(node_id="id"))
+    seen = await reporter.read(node)
+    assert seen is not None
+    cache.apply(seen)
+    assert not alive(cache, node), "nothing is known of its Lease"
+    await eventually(lambda: alive(cache, node), "its Lease was looked for")
+    running.cancel()
+
+
+async def test_an_api_server_that_is_away_makes_nobody_alive_who_was_not(
+    source: ClusterSource, client: ApiClient, node: NodeName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.kube.nodes.POLL_SECONDS", 0.01)
+    await heartbeat(client, node, "id").claim()
+    await NodeReporter(client).report(node, NodeStatus(node_id="id"))
+    now = 1000.0
+    async with ApiClient(source) as ours:
+        cache = NodeCache(ours, clock_seconds=lambda: now)
+        await cache.refresh()
+        now += 41
+        await cache.refresh()
+        assert not alive(cache, node)
+    with structlog.testing.capture_logs() as logs:
+        running = asyncio.create_task(cache.run())
+        await eventually(lambda: any(line["event"] == "nodes_not_listed" for line in logs), "it was asked in vain")
+        running.cancel()
+    assert not alive(cache, node)
 
 
 async def test_one_look_tells_how_long_an_agent_is_silent_by_the_servers_clock_alone(

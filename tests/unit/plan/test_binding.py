@@ -10,8 +10,10 @@ from perdure.api import names
 from perdure.api.conditions import Reason
 from perdure.api.names import NodeId, NodeName
 from perdure.api.node import NodeAmounts, NodeSpec, NodeStatus, RuntimeNode
+from perdure.api.quantity import parse_bytes
 from perdure.api.runtime import ResourceRequests, Resources, RuntimeSpec
-from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node
+from perdure.plan import binding
+from perdure.plan.binding import Amounts, Candidate, Chosen, Refused, choose_node, requested
 
 SPEC = RuntimeSpec(image="x", resources=Resources(requests=ResourceRequests(cpu="500m", memory="256Mi")))
 
@@ -51,6 +53,24 @@ def test_the_least_loaded_by_share_is_chosen_and_the_name_decides_a_tie() -> Non
     big = candidate("c", cpu="100", memory="100Gi")
     used = {NodeId("id-a"): Amounts(200, 0), NodeId("id-b"): Amounts(200, 0), NodeId("id-c"): Amounts(1000, 0)}
     assert choose_node(SPEC, [*nodes, big], used, None) == chosen("c")
+
+
+def test_what_runtimes_ask_for_is_read_once_however_often_they_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand bound ones are counted for each choice."""
+    read: list[str | int] = []
+
+    def counted(text: str | int) -> int:
+        read.append(text)
+        return parse_bytes(text)
+
+    monkeypatch.setattr(binding, "parse_bytes", counted)
+    specs = [
+        RuntimeSpec(image="x", resources=Resources(requests=ResourceRequests(cpu="77m", memory=memory)))
+        for memory in ("1234567Ki", "1234568Ki", "no quantity at all") * 5
+    ]
+    answers = [requested(spec) for spec in specs]
+    assert sorted(map(str, read)) == ["1234567Ki", "1234568Ki", "no quantity at all"]
+    assert answers == [Amounts(77, 1234567 * 1024), Amounts(77, 1234568 * 1024), Amounts()] * 5
 
 
 @pytest.mark.parametrize(

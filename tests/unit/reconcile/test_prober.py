@@ -176,6 +176,18 @@ def test_it_is_asked_after_its_delay_and_then_once_a_period() -> None:
     assert len(set(gaps)) > 1, "those that began together spread out"
 
 
+def test_a_wall_clock_that_was_set_back_since_the_start_makes_no_delay_longer() -> None:
+    node = Node(after(0.2, OK))
+
+    async def scene(prober: Prober) -> None:
+        probe = Probe(tcp_socket=TcpSocketAction(port=1), initial_delay_seconds=30)
+        prober.follow(UID, target(probe=probe, started_at=clock() + 300))
+        await asyncio.sleep(100)
+
+    play(node, scene)
+    assert node.times()[0] == pytest.approx(EPOCH + 30, abs=0.1)
+
+
 def test_a_runtime_is_woken_once_for_each_change_and_not_for_each_answer() -> None:
     answers = [OK] * 20 + [BAD] * 20 + [OK] * 20
 
