@@ -21,6 +21,7 @@ from perdure.plan.steps import (
     Begin,
     Dispose,
     Finish,
+    Forget,
     Ground,
     KillTask,
     Note,
@@ -33,7 +34,19 @@ from perdure.plan.steps import (
     StartTask,
     StopTask,
 )
-from perdure.plan.world import Code, Gone, Observed, Op, Source, TaskState, Terminating, Unseen, Wanted, World
+from perdure.plan.world import (
+    Code,
+    Gone,
+    LedgerFacts,
+    Observed,
+    Op,
+    Source,
+    TaskState,
+    Terminating,
+    Unseen,
+    Wanted,
+    World,
+)
 
 S = TypeVar("S")
 AWAY = Unknown("the engine did not answer")
@@ -217,15 +230,38 @@ def test_data_is_put_away_only_in_a_verified_archive_of_exactly_what_is_gone(dra
 
 @given(cases)
 def test_absence_of_an_object_whose_deletion_nobody_saw_means_nothing(drawn: Sequence[Case]) -> None:
-    for world in (case.world for case in drawn):
+    for world in (not_given_up(case.world) for case in drawn):
         unseen = replace(world, record=replace(world.record, deletion_seen=False))
         assert plan(replace(unseen, desired=Gone()), NOW) == Plan()
         assert plan(replace(world, desired=Unseen("away")), NOW) == Plan()
 
 
+def not_given_up(world: World) -> World:
+    """Released by force neither on record nor according to the ledger."""
+    ledger = world.observed.ledger
+    if isinstance(ledger, Present):
+        ledger = Present(replace(ledger.it, force_released=False))
+    record = replace(world.record, force_released=False)
+    return replace(world, record=record, observed=replace(world.observed, ledger=ledger))
+
+
+@given(cases)
+def test_what_was_given_up_unseen_is_stopped_at_most_and_keeps_its_data(drawn: Sequence[Case]) -> None:
+    for world in (not_given_up(case.world) for case in drawn):
+        record = replace(world.record, deletion_seen=False, released=False)
+        facts = world.observed.ledger.it if isinstance(world.observed.ledger, Present) else LedgerFacts()
+        ledger = Present(replace(facts, force_released=True, released=False))
+        for given_up, told in ((record, ledger), (replace(record, force_released=True), world.observed.ledger)):
+            gone = replace(world, desired=Gone(), record=given_up, observed=replace(world.observed, ledger=told))
+            for step in plan(gone, NOW).steps:
+                assert not isinstance(step, RemoveWorkspace | PurgeArchives | StartTask | Dispose)
+                assert not (isinstance(step, Finish) and step.release)
+                assert not isinstance(step, Forget) or no_snapshot(world.observed)
+
+
 @given(cases)
 def test_a_confirmed_absence_drops_a_record_at_most_and_only_one_with_nothing_behind_it(drawn: Sequence[Case]) -> None:
-    for world in (case.world for case in drawn):
+    for world in (not_given_up(case.world) for case in drawn):
         record, seen = replace(world.record, deletion_seen=False), world.observed
         steps = plan(replace(world, record=record, desired=Gone(confirmed=True)), NOW).steps
         assert all(isinstance(step, Dispose) or (isinstance(step, Finish) and not step.release) for step in steps)
