@@ -61,3 +61,8 @@ class _Socket(socket.socket):
     def close(self) -> None:
         super().close()
         self._among.closed(self)
+
+    def detach(self) -> int:
+        """uvloop takes the descriptor, to close it, when its transport is closed (handles/handle.pyx, `_close`)."""
+        self._among.closed(self)
+        return super().detach()

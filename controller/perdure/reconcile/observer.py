@@ -92,9 +92,8 @@ class Observer:
                 return None
             # What the labels claim, until the planner has held it against the ledger: nothing but looks come before.
             record = Record(ref=live.ref(live.namespace_uid))
-        undecided = isinstance(desired, Gone) and not desired.confirmed and not record.deletion_seen
-        nothing_to_see = isinstance(desired, Unseen) or undecided
-        observed = Observed() if nothing_to_see else await self._observe(record.ref, record, desired)
+        to_see = not isinstance(desired, Unseen) and not await self._is_undecided(record, desired)
+        observed = await self._observe(record.ref, record, desired) if to_see else Observed()
         generation = live.generation if live is not None else 0
         return World(
             ref=record.ref,
@@ -106,6 +105,14 @@ class Observer:
             freeze=self._guards.freeze,
             uptime=self._uptime(),
         )
+
+    async def _is_undecided(self, record: Record, desired: Desired) -> bool:
+        """Whether nothing follows yet from its object's absence, which may be an accident of the API server; it is none where
+        the ledger has it that a person gave the object up."""
+        if not isinstance(desired, Gone) or desired.confirmed or record.deletion_seen or record.force_released:
+            return False
+        ledger = await self._eyes.ledger.facts(record.ref, Restore())
+        return not (isinstance(ledger, Present) and ledger.it.force_released)
 
     async def _ask_for(self, record: Record) -> Desired:
         """The cache has no object of ours for a life that is on record: only the API server can say what that means."""
