@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from tests.e2e.harness.machine import Stage
 from tests.e2e.harness.runtimes import Runtime
@@ -46,6 +48,9 @@ def test_a_restart_of_the_agent_does_not_begin_the_stop_again(stage: Stage, deaf
     process = deaf.process()
     stop(deaf)
     eventually(lambda: signals(deaf), "the signal came", lambda count: count == 1)
+    # Killed between the signal and its record, it would send it again, and rightly so.
+    on_record = rf'"uid": "{deaf.uid}".*"event": "stop_asked"'
+    eventually(stage.operator.log, "it is on record", lambda log: re.search(on_record, log) is not None)
     stage.operator.kill()
     deaf.patch(stop={"gracePeriodSeconds": 86_000})
     stage.operator.start()
