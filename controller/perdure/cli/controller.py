@@ -10,7 +10,7 @@ import uvloop
 from perdure.api.names import InstallationId
 from perdure.cli import controller_side
 from perdure.cli.ledgers import keep_months_daily, migrate_patiently, open_database
-from perdure.cli.process import Process, patiently, run_process
+from perdure.cli.process import Process, open_lease_client, patiently, run_process
 from perdure.cli.settings import ControllerSettings
 from perdure.kube.access import ClusterSource
 from perdure.kube.cache import RuntimeCache
@@ -53,8 +53,7 @@ async def _main(process: Process, settings: ControllerSettings) -> None:
     await migrate_patiently(process, database)
     ledger = PostgresControllerLedger(database, installation)
     host = socket.gethostname()
-    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
-    leases = await process.closing.enter_async_context(ApiClient(source))
+    leases = await open_lease_client(process.closing, source)
     leader = LeaderLease(leases, f"{host}-{secrets.token_hex(4)}")
     process.checks.report("leader", False, "another controller leads")
     await leader.acquire()

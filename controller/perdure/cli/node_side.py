@@ -22,7 +22,7 @@ from perdure.cli import options
 from perdure.cli.ledgers import AgentAccess
 from perdure.cli.networks import open_networks
 from perdure.cli.node_gauges import Gauged, NodeGauges
-from perdure.cli.process import RETRY_SECONDS, Process, patiently
+from perdure.cli.process import RETRY_SECONDS, Process, open_lease_client, patiently
 from perdure.cli.settings import CommonSettings, NodeSettings
 from perdure.engine.containerd.engine import ContainerdEngine
 from perdure.engine.containerd.settings import ContainerdSettings
@@ -175,8 +175,7 @@ async def build(process: Process, common: CommonSettings, node: NodeSettings, ne
     handlers = {Verb.REINDEX: Reindexer(hands, place).answer, Verb.ACCEPT_ABSENCE: acceptance.answer}
     requests = NodeRequests(cluster, node.name, guards, handlers)
     side = NodeSide(node_id, cache, queue, census, guards, resync, engine, journal, requests)
-    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
-    leases = await process.closing.enter_async_context(ApiClient(ClusterSource(common.kubeconfig)))
+    leases = await open_lease_client(process.closing, ClusterSource(common.kubeconfig))
     heartbeat = NodeHeartbeat(leases, node.name, node_id)
     process.closing.callback(queue.close)
     await patiently(process, "node", archives.open)

@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 import structlog
 
 from perdure.cli.settings import CommonSettings
+from perdure.kube.access import ClusterSource
+from perdure.kube.client import ApiClient
 from perdure.kube.heartbeat import NodeNameTaken
 from perdure.kube.lease import LeadershipLost
 from perdure.reconcile.ports.errors import PortError
@@ -52,6 +54,12 @@ class Process:
             self.metrics.crashes.labels(place=place).inc()
 
         return count
+
+
+async def open_lease_client(closing: AsyncExitStack, source: ClusterSource) -> ApiClient:
+    """For the renewals of one Lease alone: a burst of other requests, to a server that is slow, must not keep them waiting
+    for a connection."""
+    return await closing.enter_async_context(ApiClient(source))
 
 
 RETRY_SECONDS = 2.0

@@ -17,7 +17,7 @@ from perdure.cli.controller import prepare_cluster
 from perdure.cli.controller_side import ControllerSide
 from perdure.cli.ledgers import AgentAccess, keep_months_daily, migrate_patiently, open_database
 from perdure.cli.node_side import NodeSide
-from perdure.cli.process import Process, patiently, run_process
+from perdure.cli.process import Process, open_lease_client, patiently, run_process
 from perdure.cli.settings import StandaloneSettings
 from perdure.journal.identity import node_id
 from perdure.journal.lock import NodeLock
@@ -54,8 +54,7 @@ async def _main(process: Process, settings: StandaloneSettings) -> None:
     database = await open_database(process.closing, url)
     await migrate_patiently(process, database)
     host = socket.gethostname()
-    # A burst of other requests, to a server that is slow, must not keep renewals waiting for a connection.
-    leases = await process.closing.enter_async_context(ApiClient(source))
+    leases = await open_lease_client(process.closing, source)
     # The lock on the state folder makes this holder unique, so the Lease of a killed predecessor is ours at once.
     leader = LeaderLease(leases, f"{host}-{identity}", timing=PATIENT)
     await leader.acquire()

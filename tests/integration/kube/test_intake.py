@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
+from tests.fakes.background import beside
 from tests.integration.kube.conftest import User, eventually
 
 from perdure.api.names import LABEL_NODE_ID, Kind, NodeId, NodeName, Uid
@@ -39,13 +40,8 @@ class Seen:
 
 @asynccontextmanager
 async def running(intake: Intake) -> AsyncIterator[None]:
-    task = asyncio.create_task(intake.run())
-    try:
+    async with beside(intake.run()):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def test_creation_change_and_deletion_are_seen(

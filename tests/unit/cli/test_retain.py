@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
-from tests.crash.clock import JumpingLoop
+from tests.crash.clock import jump_through
+from tests.fakes.background import beside
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.ledger import ArchiveEntry, FakeControllerLedger, LedgerTables
 from tests.integration.ledger.samples import archive, ref
@@ -46,18 +47,10 @@ class Catalogue:
         """A scene on a clock that jumps, while marks are carried."""
 
         async def whole() -> None:
-            running = asyncio.ensure_future(self.marks.run())
-            try:
+            async with beside(self.marks.run()):
                 await scene()
-            finally:
-                running.cancel()
-                await asyncio.gather(running, return_exceptions=True)
 
-        loop = JumpingLoop()
-        try:
-            loop.run_until_complete(whole())
-        finally:
-            loop.close()
+        jump_through(whole())
 
 
 def name(sequence: int) -> str:

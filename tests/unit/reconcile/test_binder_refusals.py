@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Literal
 
 import pytest
-from tests.crash.clock import JumpingLoop
+from tests.crash.clock import jump_through
+from tests.fakes.background import beside
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.ledger import FakeControllerLedger, LedgerTables
 
@@ -77,19 +78,11 @@ class Desk:
         """A scene on a clock that jumps, while keys are handled."""
 
         async def whole() -> None:
-            working = asyncio.ensure_future(work_with(4, self.queue, self.binder.handle, self.crashes.append))
-            try:
+            async with beside(work_with(4, self.queue, self.binder.handle, self.crashes.append)):
                 await scene()
-            finally:
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
-                self.queue.close()
+            self.queue.close()
 
-        loop = JumpingLoop()
-        try:
-            loop.run_until_complete(whole())
-        finally:
-            loop.close()
+        jump_through(whole())
         assert self.crashes == []
 
 

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from tests.crash.clock import JumpingLoop
+from tests.crash.clock import jump_through
+from tests.fakes.background import beside
 
 from perdure.api.names import ContainerId, Uid
 from perdure.api.probes import Probe, TcpSocketAction
@@ -142,22 +143,14 @@ def after(seconds: float, result: ProbeResult) -> Callable[[Target, Probe], Awai
 
 
 def play(node: Node, scene: Callable[[Prober], Awaitable[None]]) -> None:
-    """A scene on a clock that jumps: nothing here takes real time."""
+    """A scene while its prober runs."""
 
     async def whole() -> None:
         prober = node.prober()
-        running = asyncio.ensure_future(prober.run())
-        try:
+        async with beside(prober.run()):
             await scene(prober)
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
 
-    loop = JumpingLoop()
-    try:
-        loop.run_until_complete(whole())
-    finally:
-        loop.close()
+    jump_through(whole())
 
 
 def test_it_is_asked_after_its_delay_and_then_once_a_period() -> None:

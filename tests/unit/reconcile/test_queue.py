@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
-from tests.crash.clock import JumpingLoop
+from tests.crash.clock import jump_through
 
 from perdure.reconcile.queue import KeyedQueue
 
@@ -15,15 +15,10 @@ from perdure.reconcile.queue import KeyedQueue
 @pytest.fixture
 def run() -> Callable[[Callable[[KeyedQueue[str]], Coroutine[Any, Any, None]]], None]:
     def runner(story: Callable[[KeyedQueue[str]], Coroutine[Any, Any, None]]) -> None:
-        loop = JumpingLoop()
-
         async def told() -> None:
             await story(KeyedQueue())
 
-        try:
-            loop.run_until_complete(told())
-        finally:
-            loop.close()
+        jump_through(told())
 
     return runner
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
 from tests.fakes.archives import FakeArchives, FakeStore, StoredArchive
+from tests.fakes.background import beside
 from tests.fakes.cluster import ClusterState, FakeCluster
 from tests.fakes.engine import FakeEngine, FakeMachine, FakeSnapshot
 from tests.fakes.guards import TrustingGuards
@@ -119,13 +120,8 @@ class Bench:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self.requests.run())
-        try:
+        async with beside(self.requests.run()):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 async def test_what_is_in_the_store_is_in_the_catalogue_again_and_told() -> None:

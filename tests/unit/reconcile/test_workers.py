@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 import pytest
+from tests.fakes.background import beside
 
 from perdure.api.names import Uid
 from perdure.reconcile.queue import KeyedQueue
@@ -58,13 +59,8 @@ class Handled:
 async def working(
     count: int, queue: KeyedQueue[Uid], handled: Handled, handle: Handle | None = None
 ) -> AsyncIterator[None]:
-    task = asyncio.create_task(work_with(count, queue, handle or handled.handle, handled.crashed))
-    try:
+    async with beside(work_with(count, queue, handle or handled.handle, handled.crashed)):
         yield
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 async def quiet() -> None:
