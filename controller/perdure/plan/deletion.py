@@ -13,7 +13,7 @@ from perdure.api.names import ANNOTATION_FORCE_RELEASE, Uid
 from perdure.api.phases import Phase
 from perdure.api.runtime import DeletionPolicy, Runtime, RuntimeSpec, RuntimeStatus
 from perdure.plan import data, first_rules, proof
-from perdure.plan.certainty import Present
+from perdure.plan.certainty import Certain, Present
 from perdure.plan.data_source import archives_to_choose_from
 from perdure.plan.drift import plan_absent
 from perdure.plan.failures import phase_after
@@ -97,7 +97,7 @@ def _deletion_is_journalled(scene: Scene) -> Plan | None:
 def _force_release(scene: Scene) -> Plan | None:
     """A person gave the object up: its container goes, its data stays pinned, the controller lets the object go."""
     record = scene.record
-    given_up = scene.runtime.force_release is not None or _given_up_in_the_ledger(scene.world)
+    given_up = scene.runtime.force_release is not None or given_up_in_the_ledger(scene.world.observed.ledger)
     if given_up and not record.force_released:
         return scene.do(Note(replace(record, force_released=True), "a person released the object by force"))
     if not record.force_released:
@@ -125,12 +125,11 @@ def _given_up_while_away(world: World) -> bool:
     """A person gave the object up, and it went, all without this node: what it runs may run elsewhere by now."""
     if world.record.force_released:
         return True
-    return world.freeze is None and _given_up_in_the_ledger(world)
+    return world.freeze is None and given_up_in_the_ledger(world.observed.ledger)
 
 
-def _given_up_in_the_ledger(world: World) -> bool:
+def given_up_in_the_ledger(ledger: Certain[LedgerFacts]) -> bool:
     """The object went before its annotation was seen here; the controller wrote it down first."""
-    ledger = world.observed.ledger
     return isinstance(ledger, Present) and ledger.it.force_released
 
 

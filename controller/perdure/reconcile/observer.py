@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from perdure.api.names import NodeId, RuntimeRef, SnapshotKey, Uid
 from perdure.api.runtime import DeletionPolicy, DesiredState, Restore, Runtime
 from perdure.plan.certainty import Absent, Certain, Present, Unknown
+from perdure.plan.deletion import given_up_in_the_ledger
 from perdure.plan.health import NOTHING_PROBED, ProbeFacts
 from perdure.plan.uptime import Uptime
 from perdure.plan.world import (
@@ -111,8 +112,7 @@ class Observer:
         the ledger has it that a person gave the object up."""
         if not isinstance(desired, Gone) or desired.confirmed or record.deletion_seen or record.force_released:
             return False
-        ledger = await self._eyes.ledger.facts(record.ref, Restore())
-        return not (isinstance(ledger, Present) and ledger.it.force_released)
+        return not given_up_in_the_ledger(await self._eyes.ledger.facts(record.ref, Restore()))
 
     async def _ask_for(self, record: Record) -> Desired:
         """The cache has no object of ours for a life that is on record: only the API server can say what that means."""
